@@ -1,0 +1,21 @@
+"""What happens around a step: stages, constraints, the best iterate, checkpoints, history, pictures, progress."""
+
+from .best_iterate import BestIterate
+from .checkpoint import ResumeCheckpoint
+from .history import History
+from .l1_projection import L1Projection
+from .picture_strip import PictureStrip
+from .progress import Progress
+from .sphere import Spheres
+from .stage_schedule import StageSchedule
+
+__all__ = [
+    "BestIterate",
+    "History",
+    "L1Projection",
+    "PictureStrip",
+    "Progress",
+    "ResumeCheckpoint",
+    "Spheres",
+    "StageSchedule",
+]

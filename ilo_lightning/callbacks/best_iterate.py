@@ -1,0 +1,87 @@
+"""The best point of each image over all stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ..generators.base import LatentPoint
+from ..problem import InverseProblem
+
+
+class BestIterate(pl.Callback):
+    """Remembers, per image, the point with the lowest data fit seen so far.
+
+    A step's data fit belongs to the point *before* its update, so the point is copied before the optimiser moves it.
+    Ranked by the data fit alone: neither regularisers nor the true image have a say. When the fit ends, the final point
+    is evaluated once more.
+    """
+
+    def __init__(self) -> None:
+        self.fit: Tensor | None = None
+        """Data fit ``(B,)`` of the best points."""
+        self._stage = -1
+        self._points: list[LatentPoint] = []  # batch-1 points of the stages before
+        self._batch: LatentPoint | None = None  # of this stage, as one batch: cheap to update
+        self._here: Tensor | None = None  # (B,) whose best is of this stage
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: InverseProblem, loss: Tensor) -> None:
+        self.observe(pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:
+        with torch.no_grad():
+            pl_module.evaluate()
+        self.observe(pl_module)
+
+    @torch.no_grad()
+    def observe(self, problem: InverseProblem) -> None:
+        """Compare the latest data fit, and keep the current point of each image that improved."""
+        assert problem.last_fit is not None
+        fit = problem.last_fit
+        if self.fit is None:
+            self.fit = torch.full_like(fit, torch.inf)
+        first = problem.stage_index != self._stage
+        if first:
+            if self._batch is not None:
+                self._points = self.points
+            self._stage = problem.stage_index
+            self._batch = problem.point.detach()
+            self._here = torch.zeros_like(fit, dtype=torch.bool)
+        assert self._batch is not None and self._here is not None
+        improved = fit < self.fit
+        self.fit = torch.where(improved, fit, self.fit)
+        self._here |= improved
+        if not first:
+            for name, tensor in problem.point.tensors.items():
+                mask = improved.view(-1, *[1] * (tensor.ndim - 1))
+                kept = self._batch[name]
+                torch.where(mask, tensor, kept, out=kept)
+
+    @property
+    def points(self) -> list[LatentPoint]:
+        """The best points, one batch-1 point per image, each with its own layer."""
+        assert self._batch is not None and self._here is not None
+        here = self._here.tolist()
+        # The very first observation has no earlier point to fall back on, even where its data fit isn't finite.
+        return [self._batch.select([i]) if is_here or not self._points else self._points[i] for i, is_here in enumerate(here)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "fit": self.fit,
+            "stage": self._stage,
+            "points": [_pack(point) for point in self._points],
+            "batch": self._batch and _pack(self._batch),
+            "here": self._here,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.fit, self._stage, self._here = state_dict["fit"], state_dict["stage"], state_dict["here"]
+        self._points = [LatentPoint(**point) for point in state_dict["points"]]
+        self._batch = state_dict["batch"] and LatentPoint(**state_dict["batch"])
+
+
+def _pack(point: LatentPoint) -> dict[str, Any]:
+    return {"layer": point.layer, "space": point.space, "tensors": dict(point.tensors)}

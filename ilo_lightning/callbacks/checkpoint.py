@@ -1,0 +1,64 @@
+"""Save often enough that a killed job loses little, and so that the file is always whole."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
+
+from ..interrupt import StopRequest
+from ..problem import InverseProblem
+
+
+class ResumeCheckpoint(Checkpoint):
+    """Keeps one file from which the optimisation resumes to the same result, bit for bit.
+
+    Lightning runs ``Checkpoint`` callbacks last, so the point is saved after its projections. The last step of a stage is
+    saved when the epoch ends: saved any earlier, Lightning would resume with the stage's parameters in the next stage.
+
+    Args:
+        path: the file; written aside, synchronised and renamed.
+        every_seconds: time between two saves; the end of a stage is always saved.
+        every_steps: steps between two saves; None: only time counts.
+        stop: if somebody asked to stop, the file is saved and ``Interrupted`` raised.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        every_seconds: float = 30.0,
+        every_steps: int | None = None,
+        stop: StopRequest | None = None,
+    ):
+        self.path = Path(path)
+        self.stop = stop or StopRequest()
+        self.every_seconds, self.every_steps = every_seconds, every_steps
+        self._saved_at = time.monotonic()
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Save now."""
+        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        try:
+            trainer.save_checkpoint(part, weights_only=False)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, self.path)
+        finally:
+            part.unlink(missing_ok=True)
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: InverseProblem, *args: object) -> None:
+        if trainer.is_last_batch:
+            return
+        due = self.every_steps is not None and trainer.global_step % self.every_steps == 0
+        asked = self.stop.signum is not None
+        if due or asked or time.monotonic() - self._saved_at >= self.every_seconds:
+            self.save(trainer)
+        self.stop.check()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:
+        self.save(trainer)
+        self.stop.check()

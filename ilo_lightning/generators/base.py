@@ -1,0 +1,128 @@
+"""What the solver needs from a generator: points it can start from, ways deeper, and images."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LatentPoint:
+    """Everything a generator needs to synthesise a batch of images from layer ``layer`` on.
+
+    Args:
+        layer: where the generator is entered; 0 is the latent code.
+        tensors: named tensors, each with the batch as its first axis. A name is a *variable*, optionally followed by
+            ``_`` and an index: ``noise_3`` is the fourth map of the variable ``noise``.
+        space: the latent space in which ``latent`` is expressed, e.g. ``"gaussian_w_plus"``.
+    """
+
+    layer: int
+    tensors: Mapping[str, Tensor]
+    space: str = "z"
+    batch_size: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        sizes = {name: len(tensor) for name, tensor in self.tensors.items()}
+        if not sizes or len(set(sizes.values())) != 1:
+            raise ValueError(f"the tensors of a LatentPoint must agree in their first (batch) axis, got {sizes}")
+        object.__setattr__(self, "batch_size", next(iter(sizes.values())))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> LatentPoint:
+        """The point with ``function`` applied to every tensor."""
+        return replace(self, tensors={name: function(tensor) for name, tensor in self.tensors.items()})
+
+    def update(self, tensors: Mapping[str, Tensor]) -> LatentPoint:
+        """The point with some of its tensors replaced."""
+        return replace(self, tensors={**self.tensors, **tensors})
+
+    def detach(self) -> LatentPoint:
+        """A copy that shares neither memory nor history with this point."""
+        return self.map(lambda tensor: tensor.detach().clone())
+
+    def to(self, *args, **kwargs) -> LatentPoint:
+        """``Tensor.to`` on every tensor (device, dtype)."""
+        return self.map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def select(self, images: Sequence[int] | Tensor) -> LatentPoint:
+        """The point of some images of the batch, in the order of ``images``."""
+        index = torch.as_tensor(images)
+        return self.map(lambda tensor: tensor[index.to(tensor.device)])
+
+    def repeat(self, times: int) -> LatentPoint:
+        """Each image ``times`` times, copies of one image next to each other."""
+        return self.map(lambda tensor: tensor.repeat_interleave(times, dim=0))
+
+    @staticmethod
+    def cat(points: Sequence[LatentPoint]) -> LatentPoint:
+        """One batch out of several points of the same layer and space.
+
+        Raises:
+            ValueError: if the points differ in layer, space or tensor names.
+        """
+        first = points[0]
+        for point in points[1:]:
+            if (point.layer, point.space, set(point.tensors)) != (first.layer, first.space, set(first.tensors)):
+                raise ValueError(
+                    f"points of one batch must agree: layer {first.layer} in {first.space!r} with {sorted(first.tensors)} "
+                    f"against layer {point.layer} in {point.space!r} with {sorted(point.tensors)}"
+                )
+        tensors = {name: torch.cat([point[name] for point in points]) for name in first.tensors}
+        return replace(first, tensors=tensors)
+
+
+def variable_of(name: str) -> str:
+    """The variable a tensor belongs to: ``"noise_3"`` is of ``"noise"``, ``"activation"`` of itself."""
+    variable, _, index = name.rpartition("_")
+    return variable if index.isdigit() else name
+
+
+class LayeredGenerator(nn.Module, ABC):
+    """A frozen generator G = G_L ∘ … ∘ G_1 that can be entered at each of its layers.
+
+    Images are ``(B, C, H, W)`` in [-1, 1] (not clipped). **Continuity is the law of** ``advance``:
+    ``forward(advance(point, k)) == forward(point)`` for every valid k, to float precision.
+    """
+
+    image_shape: tuple[int, int, int]
+    """(C, H, W) of the images."""
+    num_layers: int
+    """Valid entry layers are 0 … ``num_layers - 1``; the output image is not one."""
+    spaces: tuple[str, ...]
+    """Latent spaces at layer 0; the first is the default."""
+    provenance: dict[str, str] = {}  # noqa: RUF012 - replaced, never mutated
+    """Where the weights came from: ``checkpoint`` (path as given) and ``sha256``, where there is a file."""
+
+    @abstractmethod
+    def sample(self, rngs: Sequence[torch.Generator], space: str | None = None) -> LatentPoint:
+        """Draw a random point at layer 0, one image per (CPU) random generator, so that batches don't matter."""
+
+    @abstractmethod
+    def advance(self, point: LatentPoint, layer: int) -> LatentPoint:
+        """The same images, entered at the deeper ``layer``. Differentiable. ``layer == point.layer`` is the identity."""
+
+    @abstractmethod
+    def forward(self, point: LatentPoint) -> Tensor:
+        """Images ``(B, C, H, W)`` of a point. Differentiable."""
+
+    def check_layer(self, point: LatentPoint, layer: int) -> None:
+        """Refuse an entry layer that doesn't exist or lies above the point's own."""
+        if not point.layer <= layer < self.num_layers:
+            raise ValueError(
+                f"layer {layer}: from layer {point.layer} this generator can advance to layers "
+                f"{point.layer} … {self.num_layers - 1}"
+            )
+
+    def check_space(self, space: str | None) -> str:
+        """``space``, or the default for None; refuse one that this generator doesn't have."""
+        space = self.spaces[0] if space is None else space
+        if space not in self.spaces:
+            raise ValueError(f"latent space {space!r}: {type(self).__name__} has {', '.join(self.spaces)}")
+        return space

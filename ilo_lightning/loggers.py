@@ -1,0 +1,12 @@
+"""Lightning loggers for ``logger=…``: each takes the run's log folder and the name of a fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytorch_lightning.loggers import CSVLogger, Logger
+
+
+def csv(folder: Path, name: str) -> list[Logger]:
+    """``folder/name/metrics.csv``."""
+    return [CSVLogger(folder, name=name, version="")]

@@ -1,0 +1,1 @@
+"""Reads results, draws and tabulates them; never a live solver."""

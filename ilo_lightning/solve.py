@@ -1,0 +1,224 @@
+"""Solve one batch: a measurement and a method in, one Trainer.fit, solutions out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from torch import Tensor
+
+from .callbacks import BestIterate, History, L1Projection, PictureStrip, Progress, ResumeCheckpoint, Spheres, StageSchedule
+from .callbacks.progress import Display, QuietDisplay
+from .callbacks.sphere import project_to_spheres
+from .generators.base import LatentPoint, LayeredGenerator, variable_of
+from .interrupt import StopRequest
+from .operators.base import ForwardOperator, Measurement
+from .problem import DataFit, InverseProblem
+from .randomness import derive_seed, generator_for
+from .schedule import Method, ScheduleError
+from .solution import Solution
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What came out of one batch.
+
+    Args:
+        solutions: one per image.
+        strip: per stage, the images ``(B, C, H, W)`` at its end, in [-1, 1] (not clipped).
+    """
+
+    solutions: list[Solution]
+    strip: list[Tensor]
+
+
+def check_method(method: Method, generator: LayeredGenerator) -> None:
+    """Refuse a method that this generator can't serve, before any long work.
+
+    Raises:
+        ScheduleError: for layers, spaces and variables that the generator doesn't have.
+    """
+    name, stages = type(generator).__name__, method.schedule.stages
+    if method.space is not None and method.space not in generator.spaces:
+        raise ScheduleError(f"method.space={method.space}: {name} has {', '.join(generator.spaces)}")
+    for stage in stages:
+        if stage.layer >= generator.num_layers:
+            raise ScheduleError(f"method.layers={stage.layer}: {name} has layers 0 … {generator.num_layers - 1}")
+    with torch.no_grad():
+        point = generator.sample([torch.Generator().manual_seed(0)], method.space)
+        seen: set[str] = set()
+        for stage in stages:
+            point = generator.advance(point, stage.layer)
+            variables = {variable_of(tensor) for tensor in point.tensors}
+            if not variables.intersection(stage.free) or (
+                stage.noise_maps == 0 and variables.intersection(stage.free) == {"noise"}
+            ):
+                raise ScheduleError(
+                    f"method.free={list(stage.free)}: nothing to optimise at layer {stage.layer}, "
+                    f"which has {', '.join(sorted(variables))}"
+                )
+            seen |= variables
+    # Variables that only deeper layers have may be named by a method that doesn't go there.
+    deepest = generator.num_layers - 1
+    if stages[-1].layer < deepest:
+        with torch.no_grad():
+            seen |= {variable_of(tensor) for tensor in generator.advance(point, min(stages[-1].layer + 1, deepest)).tensors}
+    for field, named in (
+        ("method.free", {variable for stage in stages for variable in stage.free}),
+        ("method.radii", {variable for stage in stages for variable in stage.radii}),
+        ("method.lr_scale", {variable for stage in stages for variable in stage.lr_scale}),
+        ("method.spheres", set(method.spheres)),
+    ):
+        for variable in sorted(named - seen):
+            raise ScheduleError(f"{field}: unknown variable {variable!r}; {name} has {', '.join(sorted(seen))}")
+    space = method.space or generator.spaces[0]
+    if "latent" in method.spheres and space in ("w", "w_plus"):
+        raise ScheduleError(
+            f"method.spheres=[latent]: codes in {space} aren't Gaussian and lie on no sphere; use gaussian_w_plus or z"
+        )
+    if method.noise == "zero" and "noise" in method.spheres:
+        raise ScheduleError("method.spheres=[noise]: maps that start at zero lie on no sphere; use method.noise=random")
+
+
+def initial_point(generator: LayeredGenerator, method: Method, rngs: Sequence[torch.Generator]) -> LatentPoint:
+    """Where a method starts: a random point per random generator, on its spheres."""
+    with torch.no_grad():
+        point = generator.sample(rngs, method.space)
+        if method.noise == "zero":
+            point = point.update(
+                {name: torch.zeros_like(t) for name, t in point.tensors.items() if variable_of(name) == "noise"}
+            )
+        return project_to_spheres(point, method.spheres)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Leave out what Lightning tells every Trainer's user, and what doesn't apply to this training loop."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")]
+    loggers += [logging.getLogger("pytorch_lightning.utilities.rank_zero")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                ".*does not have many workers.*",
+                ".*ended before the epoch ended and your dataloader is not resumable.*",  # the loader is range(steps)
+                ".*is smaller than the logging interval.*",
+                ".*Found .* module.* in eval mode.*",
+                ".*GPU available but not used.*",
+                ".*treespec.*LeafSpec.*",  # Lightning 2.6 against torch 2.14
+            ):
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def solve(
+    generator: LayeredGenerator,
+    operator: ForwardOperator,
+    measurement: Measurement,
+    method: Method,
+    keys: Sequence[str],
+    seed: int = 0,
+    *,
+    init: LatentPoint | None = None,
+    data_fit: DataFit | None = None,
+    checkpoint: ResumeCheckpoint | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+    log_every: int = 10,
+    display: Display | None = None,
+    info: Mapping[str, Any] | None = None,
+) -> Reconstruction:
+    """Reconstruct a batch of images from their measurement.
+
+    Args:
+        generator: frozen generator.
+        operator: the forward model A.
+        measurement: y of the batch.
+        method: schedule, start and constraints; see ``check_method``.
+        keys: one string per image that identifies it (a content hash), from which with ``seed`` its randomness comes, so
+            that neither its place nor its batch matters.
+        seed: of the run.
+        init: start here instead of at a random point, at a layer no deeper than the first stage's.
+        data_fit: what to minimise; mean squared error unless told.
+        checkpoint: where and when to save; if its file exists, the optimisation goes on from there.
+        trainer: further arguments of ``pytorch_lightning.Trainer``: accelerator, precision, …
+        callbacks: further callbacks, after the project's own.
+        loggers: Lightning loggers that get the mean data fit every ``log_every`` steps.
+        display: where progress is shown.
+        info: JSON values to store with every solution.
+
+    Returns:
+        Solutions in the order of ``keys``, and what each stage ended with.
+
+    Raises:
+        ScheduleError: if the generator can't serve the method.
+        Interrupted: if ``checkpoint.stop`` was set; the checkpoint is saved.
+    """
+    check_method(method, generator)
+    if len(keys) != len(measurement):
+        raise ValueError(f"{len(keys)} keys for a measurement of {len(measurement)} images")
+    point = init
+    if point is None:
+        point = initial_point(generator, method, [generator_for(seed, key, "initial point") for key in keys])
+    problem = InverseProblem(generator, operator, measurement, method.schedule, point, data_fit)
+    best, history, strip = BestIterate(), History(log_every), PictureStrip()
+    own: list[Callback] = [StageSchedule(), best, Spheres(method.spheres), L1Projection(), history, strip]
+    own += [Progress(display or QuietDisplay()), *callbacks]
+    resume = None
+    if checkpoint is not None:
+        own.append(checkpoint)
+        resume = checkpoint.path if checkpoint.path.exists() else None
+    with _quiet_lightning():
+        fit = pl.Trainer(
+            **{"accelerator": "auto", **(trainer or {})},
+            devices=1,  # parallelism is over jobs and within the batch
+            max_epochs=len(method.schedule),
+            reload_dataloaders_every_n_epochs=1,
+            callbacks=own,
+            logger=list(loggers) or False,
+            enable_checkpointing=checkpoint is not None,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=checkpoint.path.parent if checkpoint else None,
+            plugins=[LightningEnvironment()],  # under SLURM too: requeueing is the launcher's business
+        )
+        fit.fit(problem, ckpt_path=resume, weights_only=True)
+    assert best.fit is not None
+    courses = torch.stack(history.fit).cpu() if history.fit else torch.zeros(0, len(keys))
+    solutions = [
+        Solution(
+            best_point.to("cpu"),
+            courses[:, i].clone(),
+            {
+                **(info or {}),
+                "method": method.name,
+                "key": key,
+                "seed": seed,
+                "image_seed": derive_seed(seed, key, "initial point"),
+                "data_fit": float(best.fit[i]),
+                "evaluations": problem.evaluations,
+                "seconds": round(history.seconds, 3),
+                "stage": history.stage,
+                "layers": [stage.layer for stage in method.schedule.stages],
+                "generator": dict(generator.provenance),
+            },
+        )
+        for i, (key, best_point) in enumerate(zip(keys, best.points, strict=True))
+    ]
+    return Reconstruction(solutions, strip.pictures)

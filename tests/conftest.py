@@ -1,0 +1,69 @@
+"""What every test can rely on: one torch thread, and tests that cannot run here skip visibly."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+# Set before torch is imported, and inherited by subprocesses: results that are compared bit for bit need a fixed thread
+# count, and with pytest-xdist the cores are already busy.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def _missing_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "no CUDA device (torch.cuda.is_available() is false)"
+
+
+def _missing_slurm() -> str | None:
+    absent = [program for program in ("slurmctld", "slurmd", "sbatch") if shutil.which(program) is None]
+    return f"SLURM is not installed: no {', '.join(absent)} on the PATH" if absent else None
+
+
+def _missing_browser() -> str | None:
+    found = any(shutil.which(program) for program in ("chromium", "chromium-browser", "google-chrome"))
+    return None if found else "no Chromium on the PATH"
+
+
+REQUIREMENTS = {"gpu": _missing_gpu, "slurm": _missing_slurm, "browser": _missing_browser}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, missing in REQUIREMENTS.items():
+        if item.get_closest_marker(marker) and (reason := missing()):
+            pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder with test data that is not in the repository: $ILO_TEST_DATA, else ``shared`` beside the checkout."""
+    named = os.environ.get("ILO_TEST_DATA")
+    folder = Path(named) if named else REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no test data: {folder} does not exist (set ILO_TEST_DATA to the folder that holds it)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def installed() -> importlib.metadata.Distribution:
+    """The installed package, for tests that need more than the sources on the path."""
+    try:
+        return importlib.metadata.distribution("ilo-lightning")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("ilo-lightning is not installed in this environment: pip install -e '.[test]'")
