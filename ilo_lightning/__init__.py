@@ -1,6 +1,6 @@
 """Intermediate Layer Optimization for inverse problems with deep generative models, on PyTorch Lightning.
 
-The names below are loaded on first use: importing the package alone imports no PyTorch, so that ``ilo --help`` is instant.
+The names below are loaded on first use: importing the package alone imports no PyTorch, and ``ilo --help`` is instant.
 """
 
 from __future__ import annotations
@@ -49,12 +49,14 @@ _MODULE_OF = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_MODULE_OF[name], __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_MODULE_OF[name], __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def identity(parts: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of JSON values, independent of the order of keys."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 (hex) of a module's parameters and persistent buffers, with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -33,6 +46,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Of everything that can change a number."""
     import pytorch_lightning
@@ -50,6 +64,7 @@ def versions() -> dict[str, str]:
     }
 
 
+@functools.cache
 def commit() -> str | None:
     """The git commit of the source tree, ``-dirty`` if it has changes; None for an installed wheel."""
     root = Path(__file__).parent.parent

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from . import identity, metrics
@@ -27,7 +28,7 @@ from .data.images import DataError, Image, Images, save_png, to_uint8
 from .files import write_atomically
 from .generators.base import LayeredGenerator
 from .interrupt import StopRequest
-from .operators.base import ForwardOperator, Measurement
+from .operators.base import ForwardOperator, Measurement, measure
 from .operators.noise import NoiseModel
 from .randomness import generator_for
 from .report.figure import Panel, save_figure
@@ -63,7 +64,7 @@ class Setting:
     seed: int = 0
     checkpoint_every_seconds: float = 30.0
     trainer: Mapping[str, Any] | None = None
-    logger: Any = None
+    logger: Callable[[Path, str], Sequence[Logger]] | None = None
     log_every: int = 10
 
     def __post_init__(self) -> None:
@@ -125,10 +126,12 @@ def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | No
 
 def claim(setting: Setting, folder: Path) -> None:
     """Write down which run the folder holds, or check that it is this one."""
-    parts = {
-        name: setting.config.get(name) for name in ("task", "generator", "method", "baseline", "data", "seed")
-    }
-    parts["generator_sha256"] = setting.generator.provenance.get("sha256")
+    parts: dict[str, Any] = {name: setting.config.get(name) for name in ("task", "method", "baseline", "seed")}
+    parts["batch_size"] = setting.batch_size  # resuming re-forms the same batches
+    # What files hold counts, not where they lie.
+    parts["task"] = {name: value for name, value in (parts["task"] or {}).items() if name not in ("mask", "operator")}
+    parts["operator"] = identity.fingerprint(setting.operator)
+    parts["generator"] = setting.generator.provenance.get("sha256") or identity.fingerprint(setting.generator)
     parts["images"] = [image.digest for image in _readable(setting.images)]
     parts["version"] = identity.versions()["ilo_lightning"]
     record = folder / "run.json"
@@ -208,8 +211,6 @@ def observe(setting: Setting, images: Sequence[Image]) -> Measurement:
     dtype = next(tensor.dtype for tensor in setting.generator.state_dict().values() if tensor.is_floating_point())
     device = next(setting.operator.buffers()).device
     truth = torch.stack([image.pixels for image in images]).to(device, dtype)
-    from .operators.base import measure
-
     with torch.no_grad():
         rngs = [generator_for(setting.seed, image.digest, "measurement noise") for image in images]
         return measure(setting.operator, setting.noise, truth, rngs)

@@ -6,6 +6,7 @@ their (detached) argument itself where nothing changes, so write ``parameter.cop
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +23,7 @@ def project_l1_ball(x: Tensor, radius: float | Tensor, center: Tensor | None = N
     the l1 norm is the radius (Duchi et al. 2008, "Efficient projections onto the l1-ball", section 4). τ is found by
     Newton's method on ``Σ max(|d| − τ, 0) = radius``, which is Michelot's fixed point (Condat 2016, "Fast projection
     onto the simplex and the l1 ball", section 3): from a lower bound of τ it only grows, the set of coordinates above
-    it only shrinks, and once the set stays the same τ is exact. No sort; typically 4–8 iterations for the whole batch.
+    it only shrinks, and once the set stays the same τ is exact. No sort; some 5–10 iterations on normal data.
 
     Args:
         x: ``(B, ...)``, floating point; all other axes of an image together are its vector. float16 and bfloat16 are
@@ -110,7 +111,8 @@ def project_l2_ball(x: Tensor, radius: float | Tensor, center: Tensor | None = N
     axes = tuple(range(1, x.ndim))
     difference = _offset(x, center)
     unit, peak, length = _scaled(difference, axes)  # difference = unit · peak, ‖unit‖ = length
-    inside = (peak.double() * length).flatten() <= radii
+    norm = torch.where(peak.isinf(), math.inf, peak.double() * length).flatten()
+    inside = norm <= radii
     if inside.all():
         return x.detach()
     scale = _per_image(radii.masked_fill(inside, 0.0), x) / length

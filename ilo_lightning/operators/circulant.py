@@ -16,12 +16,12 @@ class PartialCirculant(LinearOperator):
     """Random convolution with random signs, seen at m random entries: y = √(n/m) · (g ⊛ (s · x))[rows].
 
     x is the flattened image, n = C·H·W; s are independent signs ±1, g has independent N(0, 1/n) entries, ⊛ is circular
-    convolution, rows are m distinct entries, sorted. Over the draws of g, E‖A x‖² = ‖x‖². Such matrices sense
-    nearly as well as dense Gaussian ones and need O(n log n) time and O(n) memory (Romberg, *Compressive sensing by random
+    convolution, rows are m distinct entries, sorted. Over the draws of g, E‖A x‖² = ‖x‖². Such matrices sense nearly as
+    well as dense Gaussian ones and need O(n log n) time and O(n) memory (Romberg, *Compressive sensing by random
     convolution*, 2009; Rauhut, *Circulant and Toeplitz matrices in compressed sensing*, 2009).
 
     Exactly one of ``fraction`` and ``measurements`` is given. Everything random is drawn on the CPU from ``seed``; with
-    the same seed, more measurements look at the same rows as fewer, and at others.
+    the same seed, more measurements contain the rows of fewer.
 
     Args:
         image_shape: (C, H, W).

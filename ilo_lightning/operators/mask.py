@@ -98,9 +98,8 @@ def _outside_box(box: Sequence[float], size: tuple[int, int]) -> Tensor:
         )
     top, left, height, width = box
     limits = (1, 1) if fractions else size
-    slack = 1e-9 if fractions else 0  # 0.7 + 0.3 may exceed 1 by a rounding error
     for start, length, limit in ((top, height, limits[0]), (left, width, limits[1])):
-        if start < 0 or length < 0 or start + length > limit + slack:
+        if start < 0 or length < 0 or start + length > limit:
             raise ValueError(
                 f"task.box={list(box)!r}: not inside the image; [top, left, height, width] must be >= 0, with "
                 f"top + height <= {limits[0]} and left + width <= {limits[1]}"

@@ -84,7 +84,7 @@ def test_batch_is_one_at_a_time(operator):
 @every_operator
 def test_float32_and_float64_use_the_same_a(operator):
     x, _ = random_pair(operator, dtype=torch.float32)
-    torch.testing.assert_close(operator(x).double(), operator(x.double()), rtol=0, atol=1e-5)
+    torch.testing.assert_close(operator(x).double(), operator(x.double()), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(

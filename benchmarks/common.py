@@ -1,0 +1,58 @@
+"""The common form of all benchmarks: one table on the screen, one JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+
+from ilo_lightning import identity
+from ilo_lightning.files import write_atomically
+from ilo_lightning.job import build
+from ilo_lightning.pipeline import Setting
+
+Row = dict[str, Any]
+
+
+def row(case: str, metric: str, value: float, unit: str) -> Row:
+    return {"case": case, "metric": metric, "value": value, "unit": unit}
+
+
+def setting_of(*overrides: str) -> Setting:
+    """What ``python run.py OVERRIDES`` would run."""
+    with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
+        return build(compose("config", overrides=list(overrides)))
+
+
+def machine() -> str:
+    """Processor, cores and operating system."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} cores, {platform.system()}"
+
+
+def publish(benchmark: str, rows: Iterable[Row], path: Path | None) -> None:
+    """Print the rows, and write them to ``path`` if given."""
+    rows = list(rows)
+    width = max(len(entry["case"]) for entry in rows)
+    for entry in rows:
+        print(f"{entry['case']:{width}}  {entry['metric']:24} {entry['value']:10.4g} {entry['unit']}")
+    if path is not None:
+        record = {
+            "benchmark": benchmark,
+            "machine": machine(),
+            "versions": identity.versions(),
+            "commit": identity.commit(),
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "rows": rows,
+        }
+        write_atomically(path, json.dumps(record, indent=1) + "\n")
