@@ -1,11 +1,11 @@
 """A whole run: images -> measurements -> batches -> solutions, pictures and results in one folder.
 
-    FOLDER/config.yaml                      the resolved configuration
-    FOLDER/run.json                         what makes this run this run (see ``identity``)
-    FOLDER/images/NAME/truth.png, measurement.png, reconstruction.png, figure.png
-    FOLDER/images/NAME/solution.safetensors (a baseline's files carry its name: solution-csgm.safetensors)
-    FOLDER/batches/0000.jsonl               a finished batch; 0000-METHOD.ckpt while it is being worked on
-    FOLDER/results.jsonl                    all batches merged, once every batch is finished
+FOLDER/config.yaml                      the resolved configuration
+FOLDER/run.json                         what makes this run this run (see ``identity``)
+FOLDER/images/NAME/truth.png, measurement.png, reconstruction.png, figure.png
+FOLDER/images/NAME/solution.safetensors (a baseline's files carry its name: solution-csgm.safetensors)
+FOLDER/batches/0000.jsonl               a finished batch; 0000-METHOD.ckpt while it is being worked on
+FOLDER/results.jsonl                    all batches merged, once every batch is finished
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .randomness import generator_for
 from .report.figure import Panel, save_figure
 from .schedule import Method
 from .solution import Solution
-from .solve import Reconstruction, check_method, solve
+from .solve import Reconstruction, check_method, check_trainer, solve
 
 
 class RunError(ValueError):
@@ -70,6 +70,11 @@ class Setting:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise RunError(f"data.batch_size={self.batch_size}: expected at least 1")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise RunError(f"seed={self.seed}: expected a whole number")
+        if not self.checkpoint_every_seconds > 0:
+            raise RunError(f"checkpoint_every_seconds={self.checkpoint_every_seconds}: expected seconds, more than 0")
+        check_trainer(self.trainer or {})
         check_method(self.method, self.generator)
         if self.baseline is not None:
             check_method(self.baseline, self.generator)
@@ -248,7 +253,9 @@ def _write_image(
             stages.append({"layer": stage.layer, "steps": stage.steps, "psnr": psnr})
             if method is setting.method and len(method.schedule) > 1:
                 panels.append(_panel(f"{method.name}: after layer {stage.layer}", pictures[place], psnr))
-        panels.append(_panel(f"{method.name}: result" if method is setting.method else method.name, decoded, scores["psnr"]))
+        panels.append(
+            _panel(f"{method.name}: result" if method is setting.method else method.name, decoded, scores["psnr"])
+        )
         outcomes[method.name] = {
             "method": method.name,
             "metrics": scores,

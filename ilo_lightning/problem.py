@@ -167,5 +167,7 @@ class InverseProblem(pl.LightningModule):
         self._start = LatentPoint(**saved["parent"]).to(self.device)
         self._center = None
         prefix = "variables."
-        tensors = {name.removeprefix(prefix): t for name, t in checkpoint["state_dict"].items() if name.startswith(prefix)}
+        tensors = {
+            name.removeprefix(prefix): t for name, t in checkpoint["state_dict"].items() if name.startswith(prefix)
+        }
         self._set_variables(LatentPoint(self.stage.layer, tensors, self._start.space).detach())

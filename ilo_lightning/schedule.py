@@ -181,7 +181,9 @@ class Method:
             ScheduleError: naming the field, its value and the remedy.
         """
         if isinstance(layers, str) or not isinstance(layers, Sequence) or not len(layers):
-            raise ScheduleError(f"method.layers={layers}: expected a list of entry layers, one per stage, such as [0,1,2]")
+            raise ScheduleError(
+                f"method.layers={layers}: expected a list of entry layers, one per stage, such as [0,1,2]"
+            )
         count = len(layers)
         _choice("method.radius_mode", radius_mode, RADIUS_MODES)
         _choice("method.center", center, CENTERS)
@@ -190,7 +192,9 @@ class Method:
             raise ScheduleError("method.radii.activation: give the activation's radius as method.radius")
         bounds = {"activation": radius, **(radii or {})}
         per_stage_radii = {
-            variable: _per_stage("method.radius" if variable == "activation" else f"method.radii.{variable}", value, count)
+            variable: _per_stage(
+                "method.radius" if variable == "activation" else f"method.radii.{variable}", value, count
+            )
             for variable, value in bounds.items()
         }
         columns = zip(

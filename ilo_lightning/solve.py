@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,13 +14,22 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from .callbacks import BestIterate, History, L1Projection, PictureStrip, Progress, ResumeCheckpoint, Spheres, StageSchedule
+from .callbacks import (
+    BestIterate,
+    History,
+    L1Projection,
+    PictureStrip,
+    Progress,
+    ResumeCheckpoint,
+    Spheres,
+    StageSchedule,
+)
 from .callbacks.progress import Display, QuietDisplay
 from .callbacks.sphere import project_to_spheres
 from .generators.base import LatentPoint, LayeredGenerator, variable_of
-from .interrupt import StopRequest
 from .operators.base import ForwardOperator, Measurement
 from .problem import DataFit, InverseProblem
 from .randomness import derive_seed, generator_for
@@ -72,7 +80,9 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
     deepest = generator.num_layers - 1
     if stages[-1].layer < deepest:
         with torch.no_grad():
-            seen |= {variable_of(tensor) for tensor in generator.advance(point, min(stages[-1].layer + 1, deepest)).tensors}
+            seen |= {
+                variable_of(tensor) for tensor in generator.advance(point, min(stages[-1].layer + 1, deepest)).tensors
+            }
     for field, named in (
         ("method.free", {variable for stage in stages for variable in stage.free}),
         ("method.radii", {variable for stage in stages for variable in stage.radii}),
@@ -99,6 +109,32 @@ def initial_point(generator: LayeredGenerator, method: Method, rngs: Sequence[to
                 {name: torch.zeros_like(t) for name, t in point.tensors.items() if variable_of(name) == "noise"}
             )
         return project_to_spheres(point, method.spheres)
+
+
+def check_trainer(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that make no Trainer, before any long work.
+
+    Raises:
+        ValueError: with Lightning's own words.
+    """
+    with _quiet_lightning():
+        try:
+            _new_trainer(arguments, max_epochs=1, logger=False, enable_checkpointing=False)
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise ValueError(f"trainer={dict(arguments)}: {error}") from error
+
+
+def _new_trainer(arguments: Mapping[str, Any], **more: Any) -> pl.Trainer:
+    """A Trainer whose epochs are the stages of one batch."""
+    return pl.Trainer(
+        **{"accelerator": "auto", **arguments},
+        devices=1,  # parallelism is over jobs and within the batch
+        reload_dataloaders_every_n_epochs=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        plugins=[LightningEnvironment()],  # under SLURM too: requeueing is the launcher's business
+        **more,
+    )
 
 
 @contextmanager
@@ -185,18 +221,13 @@ def solve(
         own.append(checkpoint)
         resume = checkpoint.path if checkpoint.path.exists() else None
     with _quiet_lightning():
-        fit = pl.Trainer(
-            **{"accelerator": "auto", **(trainer or {})},
-            devices=1,  # parallelism is over jobs and within the batch
+        fit = _new_trainer(
+            trainer or {},
             max_epochs=len(method.schedule),
-            reload_dataloaders_every_n_epochs=1,
             callbacks=own,
             logger=list(loggers) or False,
             enable_checkpointing=checkpoint is not None,
-            enable_progress_bar=False,
-            enable_model_summary=False,
             default_root_dir=checkpoint.path.parent if checkpoint else None,
-            plugins=[LightningEnvironment()],  # under SLURM too: requeueing is the launcher's business
         )
         fit.fit(problem, ckpt_path=resume, weights_only=True)
     assert best.fit is not None

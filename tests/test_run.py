@@ -86,7 +86,9 @@ def test_a_run_writes_what_it_promises(checkpoint: Path, pictures: Path, tmp_pat
             decoded = solution.decode(generator)
             shown = torch.from_numpy(np.array(Image.open(folder / f"reconstruction{suffix}.png"))).permute(2, 0, 1)
             assert torch.equal(to_uint8(decoded), shown), "the picture shown is not what the file decodes to"
-            assert outcome["metrics"]["psnr"] == pytest.approx(metrics.psnr(decoded[None], truth[None]).item(), abs=1e-4)
+            assert outcome["metrics"]["psnr"] == pytest.approx(
+                metrics.psnr(decoded[None], truth[None]).item(), abs=1e-4
+            )
             assert outcome["evaluations"] == 13
             assert solution.info["config"]["task"]["name"] == "inpainting"
             assert len(solution.history) == 12
@@ -168,16 +170,24 @@ def test_the_same_pictures_elsewhere_are_the_same_run(checkpoint: Path, pictures
     assert main(arguments(checkpoint, tmp_path / "moved", tmp_path / "run", "data.limit=1")) == 0
 
 
+LONG = ["method.steps=[60,60,60]", "checkpoint_every_seconds=0.05"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(checkpoint: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert main(arguments(checkpoint, pictures, folder, *LONG)) == 0
+    return comparable(rows_of(folder))
+
+
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda kill: kill.name)
-def test_a_stopped_process_goes_on_where_it_was(kill: signal.Signals, checkpoint: Path, pictures: Path, tmp_path: Path):
+def test_a_stopped_process_goes_on_where_it_was(
+    kill: signal.Signals, checkpoint: Path, pictures: Path, tmp_path: Path, uninterrupted: list[dict]
+):
     """The real command in a real process, killed during the second batch's optimisation."""
-    steps = ["method.steps=[150,150,150]", "checkpoint_every_seconds=0.01"]
-    command = [sys.executable, "-m", "ilo_lightning.cli", "solve"]
-    run = tmp_path / "run"
-    process = subprocess.Popen(
-        command + arguments(checkpoint, pictures, run, *steps), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    second = run / "batches" / "0001-ilo.ckpt"
+    command = [sys.executable, "-m", "ilo_lightning.cli", "solve", *arguments(checkpoint, pictures, tmp_path, *LONG)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    second = tmp_path / "batches" / "0001-ilo.ckpt"
     while not second.exists() and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(kill)
@@ -185,10 +195,9 @@ def test_a_stopped_process_goes_on_where_it_was(kill: signal.Signals, checkpoint
     expected = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[kill]
     assert process.returncode == expected, errors
     assert "Traceback" not in errors
-    assert not (run / "results.jsonl").exists()
-    assert main(arguments(checkpoint, pictures, run, *steps)) == 0
-    assert main(arguments(checkpoint, pictures, tmp_path / "whole", *steps)) == 0
-    assert comparable(rows_of(run)) == comparable(rows_of(tmp_path / "whole"))
+    assert not (tmp_path / "results.jsonl").exists()
+    assert main(arguments(checkpoint, pictures, tmp_path, *LONG)) == 0
+    assert comparable(rows_of(tmp_path)) == uninterrupted
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,9 @@ def test_ball_and_spheres_hold_at_the_end_of_every_stage():
 
 def test_radius_zero_leaves_the_activation_alone():
     generator, operator, measurement = problem()
-    method = ilo(layers=[1], steps=[5], lr=[0.1], radius=0.0, radii={"rgb": 0.0}, free=["activation", "rgb"], noise_maps=None)
+    method = ilo(
+        layers=[1], steps=[5], lr=[0.1], radius=0.0, radii={"rgb": 0.0}, free=["activation", "rgb"], noise_maps=None
+    )
     result = solve(generator, operator, measurement, method, KEYS)
     for solution in result.solutions:
         torch.testing.assert_close(solution.history, solution.history[:1].expand(5), rtol=1e-12, atol=0)
@@ -184,7 +186,10 @@ def test_starts_from_a_given_point():
         ({"radius": float("nan")}, "method.radius=nan"),
         ({"lr": 0.0}, "method.lr=0.0"),
         ({"lr": "fast"}, "method.lr=fast"),
-        ({"free": ["latent", "activations"]}, "unknown variable 'activations'; StyleGAN2 has activation, latent, noise, rgb"),
+        (
+            {"free": ["latent", "activations"]},
+            "unknown variable 'activations'; StyleGAN2 has activation, latent, noise, rgb",
+        ),
         ({"free": ["activation"]}, "nothing to optimise at layer 0"),
         ({"free": []}, "method.free"),
         ({"radii": {"skip": 1.0}}, "method.radii: unknown variable 'skip'"),

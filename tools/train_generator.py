@@ -88,7 +88,9 @@ class Discriminator(nn.Module):
         channels = DISCRIMINATOR_CHANNELS
         sides = [resolution // 2**i for i in range(int(math.log2(resolution)) - 2)]
         self.from_rgb = nn.ModuleDict({str(resolution): EqualizedConv(3, channels[resolution], 1)})
-        self.blocks = nn.ModuleDict({str(side): DiscriminatorBlock(channels[side], channels[side // 2]) for side in sides})
+        self.blocks = nn.ModuleDict(
+            {str(side): DiscriminatorBlock(channels[side], channels[side // 2]) for side in sides}
+        )
         self.conv = EqualizedConv(channels[4] + 1, channels[4], 3)
         self.hidden = EqualizedLinear(channels[4] * 16, channels[4])
         self.out = EqualizedLinear(channels[4], 1)

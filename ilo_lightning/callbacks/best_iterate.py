@@ -66,7 +66,10 @@ class BestIterate(pl.Callback):
         assert self._batch is not None and self._here is not None
         here = self._here.tolist()
         # The very first observation has no earlier point to fall back on, even where its data fit isn't finite.
-        return [self._batch.select([i]) if is_here or not self._points else self._points[i] for i, is_here in enumerate(here)]
+        return [
+            self._batch.select([i]) if is_here or not self._points else self._points[i]
+            for i, is_here in enumerate(here)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         return {

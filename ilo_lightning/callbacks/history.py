@@ -56,7 +56,12 @@ class History(pl.Callback):
                 logger.log_metrics(metrics, step=step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"fit": torch.stack(self.fit) if self.fit else None, "stage": self.stage, "lr": self.lr, "seconds": self.seconds}
+        return {
+            "fit": torch.stack(self.fit) if self.fit else None,
+            "stage": self.stage,
+            "lr": self.lr,
+            "seconds": self.seconds,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.fit = [] if state_dict["fit"] is None else list(state_dict["fit"].unbind())

@@ -44,7 +44,9 @@ def load_generator(checkpoint: str | Path) -> StyleGAN2:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"generator.checkpoint={checkpoint}: not a readable safetensors file ({error})") from error
+        raise CheckpointError(
+            f"generator.checkpoint={checkpoint}: not a readable safetensors file ({error})"
+        ) from error
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"generator.checkpoint={checkpoint}: its header has format {header.get('format')!r}, expected {FORMAT!r}"

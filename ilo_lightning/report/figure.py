@@ -32,7 +32,7 @@ def save_figure(panels: Sequence[Panel], path: str | Path, caption: str = "") ->
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    size, extra = 1.9, 0.75
+    size, extra = 1.9, 0.45
     figure = Figure(figsize=(size * len(panels), size + extra), dpi=120)
     FigureCanvasAgg(figure)
     for index, panel in enumerate(panels):

@@ -1,0 +1,1 @@
+"""Pictures and what is made of them before a measurement."""

@@ -1,0 +1,104 @@
+"""How good a reconstruction is. Every metric has one pinned protocol, whose description is reported with the number.
+
+Images are ``(B, C, H, W)`` in [-1, 1]; what lies outside is clipped. They are mapped to [0, 1], so the data range is 1.
+Everything is computed in float64, per image; no image influences another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from torch import Tensor
+
+_SSIM_WINDOW = 11
+
+PROTOCOLS: dict[str, str] = {
+    "mse": "mean squared error over all pixels and channels of an image, clipped to [-1, 1] and mapped to [0, 1]",
+    "psnr": "10·log10(1 / mse) in dB per image: data range 1 on [0, 1]; infinite for identical images",
+    "ssim": (
+        "torchmetrics' SSIM on [0, 1], data range 1, Gaussian window 11×11 with sigma 1.5, k1 0.01, k2 0.03; "
+        "reflected borders count, channels averaged"
+    ),
+}
+
+
+def mse(x: Tensor, truth: Tensor) -> Tensor:
+    """Mean squared error on [0, 1], ``(B,)`` in float64. See `PROTOCOLS`.
+
+    Raises:
+        ValueError: if the two are not batches of images of one shape.
+    """
+    x, truth = _unit_range(x, truth)
+    return (x - truth).square().flatten(1).mean(dim=1)
+
+
+def psnr(x: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, ``(B,)`` in float64; infinity for identical images. See `PROTOCOLS`.
+
+    Raises:
+        ValueError: if the two are not batches of images of one shape.
+    """
+    return -10 * mse(x, truth).log10()
+
+
+def ssim(x: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004), ``(B,)`` in float64. See `PROTOCOLS`.
+
+    Raises:
+        ValueError: if the two are not batches of images of one shape, or smaller than the 11×11 window.
+    """
+    x, truth = _unit_range(x, truth)
+    if not _fits_window(x):
+        raise ValueError(f"SSIM needs images of at least {_SSIM_WINDOW}×{_SSIM_WINDOW} pixels, got {tuple(x.shape)}")
+    if len(x) == 0:
+        return x.new_zeros(0)
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    # The average is taken here because torchmetrics has changed, between releases, how much of the border it counts.
+    result = structural_similarity_index_measure(
+        x, truth, sigma=1.5, kernel_size=_SSIM_WINDOW, data_range=1.0, k1=0.01, k2=0.03, return_full_image=True
+    )
+    return result[1].flatten(1).mean(dim=1)
+
+
+def evaluate(x: Tensor, truth: Tensor) -> dict[str, list[float]]:
+    """All metrics that apply: name -> one number per image. SSIM is left out for images below 11×11 pixels.
+
+    Raises:
+        ValueError: if the two are not batches of images of one shape.
+    """
+    values = {"mse": mse(x, truth), "psnr": psnr(x, truth)}
+    if _fits_window(x):
+        values["ssim"] = ssim(x, truth)
+    return {name: value.tolist() for name, value in values.items()}
+
+
+def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
+    """The mean, and 1.96 standard errors of it: the half-width of its 95 % interval.
+
+    The half-width is NaN where it isn't defined: for a single value, and among infinities.
+
+    Raises:
+        ValueError: if there are no values.
+    """
+    values = [float(value) for value in values]
+    if not values:
+        raise ValueError("the mean of no values is not defined")
+    n = len(values)
+    mean = sum(values) / n
+    if n == 1 or not math.isfinite(mean):
+        return mean, math.nan
+    variance = math.fsum((value - mean) * (value - mean) for value in values) / (n - 1)
+    return mean, 1.96 * math.sqrt(variance / n)
+
+
+def _unit_range(x: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    if x.shape != truth.shape or x.ndim != 4:
+        raise ValueError(f"expected two batches (B, C, H, W) of one shape, got {(*x.shape,)}, {(*truth.shape,)}")
+    first, second = ((image.detach().double().clamp(-1, 1) + 1) / 2 for image in (x, truth))
+    return first, second
+
+
+def _fits_window(x: Tensor) -> bool:
+    return min(x.shape[-2:]) >= _SSIM_WINDOW
