@@ -235,6 +235,10 @@ def _write_image(
     observed = setting.operator.picture(measurement.y)[0].cpu()
     save_png(truth, target / "truth.png")
     save_png(observed, target / "measurement.png")
+    measurement.save(
+        target / "measurement.safetensors",
+        {"task": setting.config.get("task"), "image_shape": list(setting.operator.input_shape), "image": image.name},
+    )
     panels = [_panel("measurement", observed)]
     outcomes: dict[str, dict[str, Any]] = {}
     for method in setting.methods:

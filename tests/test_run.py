@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from ilo_lightning import metrics
 from ilo_lightning.data.images import to_uint8
@@ -94,6 +95,10 @@ def test_a_run_writes_what_it_promises(checkpoint: Path, pictures: Path, tmp_pat
             assert len(solution.history) == 12
         assert [stage["layer"] for stage in row["stages"]] == [0, 1, 2]
         assert set(row["protocols"]) == set(row["metrics"])
+        with safe_open(folder / "measurement.safetensors", framework="pt") as file:
+            hole = file.get_tensor("weight")[0] == 0
+            assert torch.equal(file.get_tensor("y")[0], torch.where(hole, 0.0, truth))
+            assert '"name": "inpainting"' in file.metadata()["info"]
         for name in ("truth.png", "measurement.png", "figure.png"):
             Image.open(folder / name).verify()
     leftovers = [path.name for path in tmp_path.rglob("*") if path.suffix in (".part", ".ckpt")]

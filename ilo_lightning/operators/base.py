@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
+
+from ..files import write_atomically
 
 if TYPE_CHECKING:
     from ilo_lightning.operators.noise import NoiseModel
+
+
+FORMAT = "ilo_lightning.measurement/1"
 
 
 class ForwardOperator(nn.Module, ABC):
@@ -104,6 +112,12 @@ class Measurement:
     def to(self, *args, **kwargs) -> Measurement:
         """``Tensor.to`` on y and weight (device, dtype)."""
         return replace(self, y=self.y.to(*args, **kwargs), weight=self.weight.to(*args, **kwargs))
+
+    def save(self, path: str | Path, info: Mapping[str, Any]) -> None:
+        """Write one safetensors file: tensors ``y`` and ``weight``, and a header that holds ``info`` (JSON values, which
+        should say which operator, with which seed, made it)."""
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in ("y", "weight")}
+        write_atomically(path, save(tensors, metadata={"format": FORMAT, "info": json.dumps(info)}))
 
 
 def measure(
