@@ -21,6 +21,7 @@ Row = dict[str, Any]
 
 
 def row(case: str, metric: str, value: float, unit: str) -> Row:
+    """One number: what was measured, on what, and its unit (``1`` for none)."""
     return {"case": case, "metric": metric, "value": value, "unit": unit}
 
 

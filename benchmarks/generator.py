@@ -35,7 +35,8 @@ class Thumbnails(nn.Module):
 
 def distance(a: Tensor, b: Tensor) -> float:
     """Fréchet distance between two sets of images in [0, 1]."""
-    metric = FrechetInceptionDistance(feature=Thumbnails(), normalize=True, input_img_size=a.shape[1:])
+    channels, height, width = a.shape[1:]
+    metric = FrechetInceptionDistance(feature=Thumbnails(), normalize=True, input_img_size=(channels, height, width))
     metric.set_dtype(torch.float64)
     for images, real in ((a, True), (b, False)):
         for chunk in images.split(500):

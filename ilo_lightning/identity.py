@@ -68,7 +68,7 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """The git commit of the source tree, ``-dirty`` if it has changes; None for an installed wheel."""
     root = Path(__file__).parent.parent
-    if not (root / "pyproject.toml").is_file():
+    if not (root / "pyproject.toml").is_file() or not (root / ".git").exists():  # .git: not of a repository around it
         return None
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

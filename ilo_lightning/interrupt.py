@@ -39,7 +39,7 @@ def listen() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    previous = {int(signum): signal.getsignal(signum) for signum in SIGNALS}
 
     def handler(signum: int, frame: FrameType | None) -> None:
         request.signum = signum

@@ -32,18 +32,22 @@ def run_job(config: DictConfig, folder: str | Path) -> int:
     with listen() as stop:
         try:
             setting = build(config)
-            write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+            if not (folder / "run.json").exists():  # a folder keeps the configuration that it was begun with
+                write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         except InstantiationException as error:
             return _refuse(error.__cause__ or error)
         except REFUSALS as error:
             return _refuse(error)
-        steps = len(setting.batches) * sum(method.schedule.steps for method in setting.methods)
+        steps = len(setting.batches) * setting.steps_per_batch
         try:
             with display(steps) as shown:
                 rows = run(setting, folder, shown, stop)
         except RunError as error:
             return _refuse(error)
-        except Interrupted as interruption:
+        except (Interrupted, KeyboardInterrupt):  # a second Ctrl-C raises the latter
+            if stop.signum is None:
+                raise
+            interruption = Interrupted(stop.signum)
             print(f"{interruption}; run the same command with hydra.run.dir={folder} to go on", file=sys.stderr)
             return interruption.exit_code
     report(setting, rows, folder)

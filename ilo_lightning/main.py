@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-DONE, REFUSED, SOME_FAILED = 0, 2, 3
+DONE, CRASHED, REFUSED, SOME_FAILED = 0, 1, 2, 3
 
 _exit_codes: list[int] = []
 
@@ -21,12 +21,15 @@ _exit_codes: list[int] = []
 def _job(config: DictConfig) -> None:
     from .job import run_job
 
-    _exit_codes.append(run_job(config, HydraConfig.get().runtime.output_dir))
+    _exit_codes.append(CRASHED)  # stands if an exception gets out
+    _exit_codes[-1] = run_job(config, HydraConfig.get().runtime.output_dir)
+    if _exit_codes[-1] > 128:
+        sys.exit(_exit_codes[-1])  # who interrupts a job means the jobs of a multirun after it, too
 
 
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
-    """Run Hydra on ``arguments`` (the process's own unless given). Returns the exit code: 0 done, 2 refused before work,
-    3 some images failed, 130 or 143 interrupted."""
+    """Run Hydra on ``arguments`` (the process's own unless given). Returns the exit code: 0 done, 1 crashed, 2
+    refused before work, 3 some images failed, 130 or 143 interrupted; of a multirun, the highest."""
     argv = sys.argv
     sys.argv = [program or argv[0], *(argv[1:] if arguments is None else arguments)]
     _exit_codes.clear()
@@ -34,7 +37,8 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         _job()
     except SystemExit as exit:
         if exit.code not in (None, 0):
-            return REFUSED  # Hydra has said what is wrong with the configuration
+            # Without a code of a job's own, Hydra has said what is wrong with the configuration.
+            return max(_exit_codes, default=DONE) or REFUSED
     finally:
         sys.argv = argv
     return max(_exit_codes, default=DONE)

@@ -11,8 +11,9 @@ FOLDER/results.jsonl                    all batches merged, once every batch is 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,12 @@ class Setting:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise RunError(f"data.batch_size={self.batch_size}: expected at least 1")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+        for name, value in (("data.batch_size", self.batch_size), ("logger.every", self.log_every)):
+            if not _is_whole(value) or value < 1:
+                raise RunError(f"{name}={value}: expected a whole number, at least 1")
+        if not _is_whole(self.seed):
             raise RunError(f"seed={self.seed}: expected a whole number")
-        if not self.checkpoint_every_seconds > 0:
+        if not isinstance(self.checkpoint_every_seconds, int | float) or not self.checkpoint_every_seconds > 0:
             raise RunError(f"checkpoint_every_seconds={self.checkpoint_every_seconds}: expected seconds, more than 0")
         check_trainer(self.trainer or {})
         check_method(self.method, self.generator)
@@ -96,8 +98,16 @@ class Setting:
         return [range(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
 
     @property
+    def steps_per_batch(self) -> int:
+        return sum(method.schedule.steps for method in self.methods)
+
+    @property
     def task_name(self) -> str:
         return str(self.config.get("task", {}).get("name", type(self.operator).__name__))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | None = None) -> list[dict[str, Any]]:
@@ -115,7 +125,9 @@ def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | No
     for index, members in enumerate(setting.batches):
         stop.check()
         finished = folder / "batches" / f"{index:04d}.jsonl"
-        if not finished.exists():
+        if finished.exists():
+            display.step("finished before", setting.steps_per_batch, None)
+        else:
             rows = _run_batch(setting, folder, index, members, display, stop)
             write_atomically(finished, "".join(json.dumps(row) + "\n" for row in rows))
         for leftover in (folder / "batches").glob(f"{index:04d}-*.ckpt"):
@@ -126,6 +138,8 @@ def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | No
         for line in (folder / "batches" / f"{index:04d}.jsonl").read_text().splitlines()
     ]
     write_atomically(folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for leftover in folder.rglob(".*.part"):  # of processes that were killed while they wrote a file
+        leftover.unlink()
     return rows
 
 
@@ -145,20 +159,19 @@ def claim(setting: Setting, folder: Path) -> None:
         changes = identity.differences(found["parts"], parts)
         if changes:
             raise RunError(
-                f"hydra.run.dir={folder}: holds another run ({'; '.join(changes[:4])}); choose another folder or empty it"
+                f"hydra.run.dir={folder}: holds another run ({'; '.join(changes[:4])}); "
+                "choose another folder or empty it"
             )
         return
     write_atomically(record, json.dumps({"identity": identity.identity(parts), "parts": parts}, indent=1))
 
 
-def _readable(images: Images) -> list[Image]:
-    found = []
+def _readable(images: Images) -> Iterator[Image]:
     for index in range(len(images)):
         try:
-            found.append(images[index])
+            yield images[index]
         except DataError:
             continue
-    return found
 
 
 def _run_batch(
@@ -171,7 +184,9 @@ def _run_batch(
             images[member] = setting.images[member]
         except DataError as error:
             rows[member] = {"index": member, "error": str(error)}
-    if images:
+    if not images:
+        display.step("no readable image", setting.steps_per_batch, None)
+    else:
         truth = torch.stack([image.pixels for image in images.values()])
         measurement = observe(setting, list(images.values()))
         runs: dict[str, Reconstruction] = {}
@@ -232,7 +247,8 @@ def _write_image(
     place: int,
 ) -> dict[str, Any]:
     """Solution, pictures and figure of one image; its row of results.jsonl."""
-    observed = setting.operator.picture(measurement.y)[0].cpu()
+    device = next(setting.operator.buffers()).device  # the first fit has moved it, after the measurement was made
+    observed = setting.operator.picture(measurement.y.to(device))[0].cpu()
     save_png(truth, target / "truth.png")
     save_png(observed, target / "measurement.png")
     measurement.save(
@@ -254,7 +270,8 @@ def _write_image(
         stages = []
         for stage, pictures in zip(method.schedule.stages, reconstruction.strip, strict=True):
             psnr = float(metrics.psnr(pictures[place][None], truth[None])[0])
-            stages.append({"layer": stage.layer, "steps": stage.steps, "psnr": psnr})
+            # Where a stage diverged, the best iterate is from another; JSON has no NaN.
+            stages.append({"layer": stage.layer, "steps": stage.steps, "psnr": psnr if math.isfinite(psnr) else None})
             if method is setting.method and len(method.schedule) > 1:
                 panels.append(_panel(f"{method.name}: after layer {stage.layer}", pictures[place], psnr))
         panels.append(
@@ -290,4 +307,4 @@ def _write_image(
 
 def _panel(title: str, image: Tensor, psnr: float | None = None) -> Panel:
     note = "" if psnr is None else f"{psnr:.2f} dB"
-    return Panel(title, to_uint8(image).permute(1, 2, 0).numpy(), note)
+    return Panel(title, to_uint8(image.nan_to_num(nan=0.0)).permute(1, 2, 0).numpy(), note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,6 +154,10 @@ class Method:
     spheres: tuple[str, ...] = ()
     noise: str = "random"
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.+-]*", self.name):
+            raise ScheduleError(f"method.name={self.name}: expected letters, digits, _ . + -: files are named after it")
+
     @classmethod
     def from_config(
         cls,
@@ -184,6 +189,14 @@ class Method:
             raise ScheduleError(
                 f"method.layers={layers}: expected a list of entry layers, one per stage, such as [0,1,2]"
             )
+        for field_name, value in (("free", free), ("spheres", spheres)):
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise ScheduleError(f"method.{field_name}={value}: expected a list of variables, such as [latent]")
+        for field_name, value in (("radii", radii), ("lr_scale", lr_scale)):
+            if value is not None and not isinstance(value, Mapping):
+                raise ScheduleError(
+                    f"method.{field_name}={value}: expected a number per variable, such as {{rgb: 0.1}}"
+                )
         count = len(layers)
         _choice("method.radius_mode", radius_mode, RADIUS_MODES)
         _choice("method.center", center, CENTERS)

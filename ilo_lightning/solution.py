@@ -66,9 +66,11 @@ class Solution:
             raise SolutionError(f"{path}: its header has format {header.get('format')!r}, expected {FORMAT!r}")
         prefix = "point."
         point = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        return cls(
-            LatentPoint(int(header["layer"]), point, header["space"]), tensors["history"], json.loads(header["info"])
-        )
+        try:
+            layer, space, info = int(header["layer"]), header["space"], json.loads(header["info"])
+            return cls(LatentPoint(layer, point, space), tensors["history"], info)
+        except (KeyError, ValueError) as error:
+            raise SolutionError(f"{path}: header and tensors don't make a solution ({error})") from error
 
     @torch.no_grad()
     def decode(self, generator: LayeredGenerator) -> Tensor:
@@ -83,5 +85,4 @@ class Solution:
                 f"this solution belongs to the generator with SHA-256 {expected[:12]}…, not to {given[:12]}…; "
                 f"load the checkpoint {self.info['generator'].get('checkpoint')}"
             )
-        device = next((tensor.device for tensor in generator.state_dict().values()), None)
-        return generator(self.point.to(device))[0]
+        return generator(self.point.to(generator.device))[0]

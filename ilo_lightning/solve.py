@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -31,10 +31,14 @@ from .callbacks.progress import Display, QuietDisplay
 from .callbacks.sphere import project_to_spheres
 from .generators.base import LatentPoint, LayeredGenerator, variable_of
 from .operators.base import ForwardOperator, Measurement
-from .problem import DataFit, InverseProblem
+from .problem import DataFit, InverseProblem, index_of
 from .randomness import derive_seed, generator_for
 from .schedule import Method, ScheduleError
 from .solution import Solution
+
+# What doesn't change the optimisation: not limit_train_batches, accumulate_grad_batches, gradient_clip_val, max_time, …
+TRAINER_ARGUMENTS = ("accelerator", "precision", "deterministic", "benchmark", "detect_anomaly", "profiler")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # the others would cast the point, and not the generator
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,11 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
         for stage in stages:
             point = generator.advance(point, stage.layer)
             variables = {variable_of(tensor) for tensor in point.tensors}
-            if not variables.intersection(stage.free) or (
-                stage.noise_maps == 0 and variables.intersection(stage.free) == {"noise"}
-            ):
+            if not any(stage.frees(variable_of(tensor), index_of(tensor)) for tensor in point.tensors):
+                maps = f" with method.noise_maps={stage.noise_maps}" if "noise" in stage.free else ""
                 raise ScheduleError(
-                    f"method.free={list(stage.free)}: nothing to optimise at layer {stage.layer}, "
-                    f"which has {', '.join(sorted(variables))}"
+                    f"method.free={list(stage.free)}{maps}: nothing to optimise at layer {stage.layer}, "
+                    f"which has {', '.join(sorted(point.tensors))}"
                 )
             seen |= variables
     # Variables that only deeper layers have may be named by a method that doesn't go there.
@@ -112,11 +115,16 @@ def initial_point(generator: LayeredGenerator, method: Method, rngs: Sequence[to
 
 
 def check_trainer(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that make no Trainer, before any long work.
+    """Refuse arguments that make no Trainer, or one that would run another optimisation, before any long work.
 
     Raises:
-        ValueError: with Lightning's own words.
+        ValueError: naming what can be set, or with Lightning's own words.
     """
+    for name, value in arguments.items():
+        if name not in TRAINER_ARGUMENTS:
+            raise ValueError(f"trainer.{name}={value}: can't be set; expected {', '.join(TRAINER_ARGUMENTS)}")
+    if str(arguments.get("precision", PRECISIONS[0])) not in PRECISIONS:
+        raise ValueError(f"trainer.precision={arguments['precision']}: expected one of {', '.join(PRECISIONS)}")
     with _quiet_lightning():
         try:
             _new_trainer(arguments, max_epochs=1, logger=False, enable_checkpointing=False)
@@ -126,8 +134,11 @@ def check_trainer(arguments: Mapping[str, Any]) -> None:
 
 def _new_trainer(arguments: Mapping[str, Any], **more: Any) -> pl.Trainer:
     """A Trainer whose epochs are the stages of one batch."""
+    accelerator = arguments.get("accelerator", "auto")
+    if accelerator == "auto":  # Lightning's own choice includes MPS, which has no float64 for the projections
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     return pl.Trainer(
-        **{"accelerator": "auto", **arguments},
+        **{**arguments, "accelerator": accelerator},
         devices=1,  # parallelism is over jobs and within the batch
         reload_dataloaders_every_n_epochs=1,
         enable_progress_bar=False,
@@ -187,8 +198,8 @@ def solve(
         operator: the forward model A.
         measurement: y of the batch.
         method: schedule, start and constraints; see ``check_method``.
-        keys: one string per image that identifies it (a content hash), from which with ``seed`` its randomness comes, so
-            that neither its place nor its batch matters.
+        keys: one string per image that identifies it (a content hash), from which with ``seed`` its randomness comes,
+            so that neither its place nor its batch matters.
         seed: of the run.
         init: start here instead of at a random point, at a layer no deeper than the first stage's.
         data_fit: what to minimise; mean squared error unless told.
@@ -206,12 +217,15 @@ def solve(
         ScheduleError: if the generator can't serve the method.
         Interrupted: if ``checkpoint.stop`` was set; the checkpoint is saved.
     """
-    check_method(method, generator)
+    check_method(method if init is None else replace(method, space=init.space), generator)
     if len(keys) != len(measurement):
         raise ValueError(f"{len(keys)} keys for a measurement of {len(measurement)} images")
-    point = init
-    if point is None:
+    if init is None:
         point = initial_point(generator, method, [generator_for(seed, key, "initial point") for key in keys])
+    elif init.batch_size == len(measurement):
+        point = init.to(generator.device)
+    else:
+        raise ValueError(f"init holds {init.batch_size} images for a measurement of {len(measurement)}")
     problem = InverseProblem(generator, operator, measurement, method.schedule, point, data_fit)
     best, history, strip = BestIterate(), History(log_every), PictureStrip()
     own: list[Callback] = [StageSchedule(), best, Spheres(method.spheres), L1Projection(), history, strip]
@@ -229,7 +243,13 @@ def solve(
             enable_checkpointing=checkpoint is not None,
             default_root_dir=checkpoint.path.parent if checkpoint else None,
         )
-        fit.fit(problem, ckpt_path=resume, weights_only=True)
+        try:
+            fit.fit(problem, ckpt_path=resume, weights_only=True)
+        except SystemExit:
+            # Lightning's way out at SIGTERM or a second SIGINT, where it comes before ResumeCheckpoint's.
+            if checkpoint is not None:
+                checkpoint.stop.check()
+            raise
     assert best.fit is not None
     courses = torch.stack(history.fit).cpu() if history.fit else torch.zeros(0, len(keys))
     solutions = [

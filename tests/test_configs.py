@@ -24,7 +24,7 @@ def test_there_are_configs():
 def test_composes_and_instantiates(group: str, name: str, tmp_path: Path):
     overrides = [f"{group}={name}", "trainer.accelerator=cpu"]
     if (group, name) == ("generator", "stylegan2"):
-        save_generator(small_stylegan2(), tmp_path / "own.safetensors")
+        save_generator(small_stylegan2(32), tmp_path / "own.safetensors")
         overrides.append(f"generator.checkpoint={tmp_path / 'own.safetensors'}")
     with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
         setting = build(compose("config", overrides=overrides))

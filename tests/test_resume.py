@@ -79,7 +79,7 @@ def test_a_kill_at_every_step_changes_nothing(name: str, tmp_path: Path):
 
 
 def test_kill_after_kill(tmp_path: Path):
-    """Dying at every single step in a row, with a checkpoint only every second step, still arrives at the same result."""
+    """Dying at every single step in a row, with a checkpoint every second step, still arrives at the same result."""
     method = SCHEDULES["ilo"]
     path = tmp_path / "last.ckpt"
     deaths = 0

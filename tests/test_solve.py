@@ -1,4 +1,4 @@
-"""The engine against a bare loop, and its laws: batch = one at a time, best = lowest data fit seen, stages continuous."""
+"""The engine against a bare loop, and its laws: batch = one at a time, best = lowest data fit, stages continuous."""
 
 from __future__ import annotations
 
@@ -216,3 +216,14 @@ def test_stages_without_steps_are_skipped():
     direct = solve(generator, operator, measurement, ilo(layers=[0, 2], steps=[4, 5], lr=[0.1, 0.02], **fields), KEYS)
     for a, b in zip(skipped.solutions, direct.solutions, strict=True):
         assert torch.equal(a.history, b.history)
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes_what_the_cpu_computes():
+    generator, operator, measurement = problem()
+    expected = solve(generator, operator, measurement, ilo(), KEYS, trainer={"accelerator": "cpu"})
+    result = solve(generator, operator, measurement, ilo(), KEYS, trainer={"accelerator": "gpu"})
+    for a, b in zip(result.solutions, expected.solutions, strict=True):
+        torch.testing.assert_close(a.history, b.history, rtol=1e-8, atol=0)
+        for name, tensor in b.point.tensors.items():
+            torch.testing.assert_close(a.point[name], tensor, rtol=1e-6, atol=1e-9)

@@ -3,8 +3,8 @@
     python tools/train_generator.py --data train.npz --out checkpoints/faces64 --time-budget 9000
 
 Run it again with the same ``--out`` to go on from its last checkpoint. ``--data`` is an .npz whose key ``images`` is
-uint8 ``(N, 64, 64, 3)``. Every ten minutes it writes ``last.ckpt`` (everything needed to resume), and from 64² on
-``generator.safetensors`` (EMA weights with latent statistics) and ``samples.png``.
+uint8 ``(N, 64, 64, 3)``. Every ten minutes it writes ``last.ckpt`` (everything needed to resume) and ``samples.png``,
+and in the last phase ``generator.safetensors`` (EMA weights with latent statistics).
 
 Recipe: StyleGAN2 (Karras et al. 2020) without path-length regularisation: non-saturating logistic loss, lazy R1
 (every 16 steps), style mixing, EMA, Adam(0, 0.99); differentiable augmentation of real and fake images (Zhao et al.
@@ -18,7 +18,9 @@ import argparse
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -42,16 +44,31 @@ R1_INTERVAL = 16
 
 @dataclass(frozen=True)
 class Phase:
+    """Training at one resolution: how many real images are shown before it grows, and the γ of R1."""
+
     resolution: int
-    images: int  # real images shown before growing
-    r1: float  # gamma
+    images: int
+    r1: float
 
 
-PHASES = (Phase(16, 25_000, 0.1), Phase(32, 57_000, 0.2), Phase(64, 10**9, 0.4))
+R1 = {16: 0.1, 32: 0.2, 64: 0.4}
+UNLIMITED = 10**9
+PHASES = "16:25000,32:57000,64:0"
+
+
+def parse_phases(text: str) -> tuple[Phase, ...]:
+    """``SIDE:IMAGES,…``, each side twice the one before; 0 images: until the time is up."""
+    pairs = [tuple(int(number) for number in part.split(":")) for part in text.split(",")]
+    sides = [side for side, _ in pairs]
+    if not set(sides) <= set(R1) or any(large != 2 * small for small, large in pairwise(sides)):
+        raise ValueError(text)
+    return tuple(Phase(side, images or UNLIMITED, R1[side]) for side, images in pairs)
 
 
 class EqualizedConv(nn.Module):
     """k×k convolution with weights of unit variance scaled at run time; ``down`` halves the size after a blur."""
+
+    fir: Tensor
 
     def __init__(self, inputs: int, outputs: int, size: int, down: bool = False, bias: bool = True):
         super().__init__()
@@ -70,6 +87,8 @@ class EqualizedConv(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
+    """One resolution: two convolutions, the second of which halves the size, around a skip connection."""
+
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.conv = EqualizedConv(inputs, inputs, 3)
@@ -110,7 +129,8 @@ class Discriminator(nn.Module):
 
 
 def augment(x: Tensor, probability: float = 0.25) -> Tensor:
-    """Differentiable brightness, contrast, saturation and reflected translation, each with ``probability`` per image."""
+    """Differentiable brightness, contrast, saturation and reflected translation, each with ``probability``, image by
+    image."""
     batch, _, height, width = x.shape
     on = (torch.rand(4, batch, 1, 1, 1, device=x.device) < probability).to(x.dtype)
     amount = torch.randn(3, batch, 1, 1, 1, device=x.device) * on[:3]
@@ -131,6 +151,7 @@ def augment(x: Tensor, probability: float = 0.25) -> Tensor:
 
 
 def build_generator(resolution: int) -> StyleGAN2:
+    """A new generator, in channels_last."""
     channels = [GENERATOR_CHANNELS[side] for side in sorted(GENERATOR_CHANNELS) if side <= resolution]
     generator = StyleGAN2(resolution, channels, STYLE_DIM, MAPPING_DEPTH)
     return generator.to(memory_format=torch.channels_last)
@@ -146,6 +167,9 @@ def grow_from(small: nn.Module, large: nn.Module) -> None:
 class Adversarial(pl.LightningModule):
     """Generator against discriminator at one resolution, by hand-driven optimisation."""
 
+    images_seen: Tensor
+    seconds: Tensor
+
     def __init__(self, phase: Phase, ema_images: int = 10_000):
         super().__init__()
         self.automatic_optimization = False
@@ -159,10 +183,11 @@ class Adversarial(pl.LightningModule):
         self.history: list[tuple[float, float, float]] = []
 
     def grow(self, small: Adversarial) -> None:
+        """Go on from ``small``: its weights, and a new block that doesn't yet add to its image."""
         for name in ("generator", "average", "discriminator"):
             grow_from(getattr(small, name), getattr(self, name))
         for network in (self.generator, self.average):
-            nn.init.zeros_(network.blocks[-1].to_rgb.weight)
+            nn.init.zeros_(network.blocks[-1].get_parameter("to_rgb.weight"))
         self.seconds.copy_(small.seconds)
 
     def configure_optimizers(self):
@@ -172,6 +197,7 @@ class Adversarial(pl.LightningModule):
         ]
 
     def fakes(self, batch: int) -> Tensor:
+        """Images of random codes, some with two styles mixed."""
         generator = self.generator
         w = generator.mapping(torch.randn(2, batch, STYLE_DIM))  # two styles per image, for mixing
         crossover = torch.randint(1, generator.num_styles, (batch, 1, 1))
@@ -185,7 +211,9 @@ class Adversarial(pl.LightningModule):
         real = batch[0].permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         flip = torch.rand(len(real), 1, 1, 1) < 0.5
         real = F.avg_pool2d(torch.where(flip, real.flip(3), real), real.shape[-1] // self.phase.resolution)
-        optimizer_g, optimizer_d = self.optimizers()
+        optimizers = self.optimizers()
+        assert isinstance(optimizers, list)
+        optimizer_g, optimizer_d = optimizers
         step = int(self.images_seen) // BATCH
 
         fake = self.fakes(len(real))
@@ -210,22 +238,26 @@ class Adversarial(pl.LightningModule):
         optimizer_g.step()
 
         self.images_seen += len(real)
-        half_life = min(self.ema_images, max(int(self.images_seen) // 10, 1))
-        weight = 1 - 0.5 ** (len(real) / half_life)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), weight)
+        self.update_average(len(real))
         now = time.monotonic()
         self.seconds += min(now - self.clock, 60.0)  # a pause (SIGSTOP) is not training time
         self.clock = now
         self.history.append((loss_d.item(), loss_g.item(), score_real.detach().sign().mean().item()))
 
+    @torch.no_grad()
+    def update_average(self, images: int) -> None:
+        """Move the EMA towards the generator after ``images`` images. In the beginning its half-life is shorter."""
+        half_life = min(self.ema_images, max(int(self.images_seen) // 10, 1))
+        weight = 1 - 0.5 ** (images / half_life)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), weight)
+
 
 class Keeper(pl.Callback):
     """Checkpoints, exports, one line of progress, and the ends of phase and budget."""
 
-    def __init__(self, out: Path, phase: Phase, deadline: float, every: float = 600):
-        self.out, self.phase, self.deadline, self.every, self.last = out, phase, deadline, every, time.monotonic()
-        self.seen = 0
+    def __init__(self, out: Path, phase: Phase, deadline: float, every: float = 600, export: bool = True):
+        self.out, self.phase, self.deadline, self.every, self.export = out, phase, deadline, every, export
+        self.last, self.seen = time.monotonic(), 0
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         now = time.monotonic()
@@ -234,8 +266,9 @@ class Keeper(pl.Callback):
             rate = (int(module.images_seen) - self.seen) / (now - self.last)
             losses = np.mean(module.history, axis=0)
             print(
-                f"{module.phase.resolution}²  {int(module.images_seen):7d} images  {float(module.seconds) / 3600:.2f} h  "
-                f"{rate:.1f} images/s  D {losses[0]:.3f}  G {losses[1]:.3f}  sign D(real) {losses[2]:+.2f}",
+                f"{module.phase.resolution}²  {int(module.images_seen):7d} images  "
+                f"{float(module.seconds) / 3600:.2f} h  {rate:.1f} images/s  "
+                f"D {losses[0]:.3f}  G {losses[1]:.3f}  sign D(real) {losses[2]:+.2f}",
                 flush=True,
             )
             module.history.clear()
@@ -244,6 +277,7 @@ class Keeper(pl.Callback):
         trainer.should_stop = stop
 
     def save(self, trainer, module) -> None:
+        """Write the checkpoint, the samples and, if asked for, the generator."""
         part = self.out / "last.part"
         trainer.save_checkpoint(part)
         os.replace(part, self.out / "last.ckpt")
@@ -253,10 +287,10 @@ class Keeper(pl.Callback):
             point = average.sample([torch.Generator().manual_seed(i) for i in range(64)], "z")
             images = average(point.update({n: t * 0 for n, t in point.tensors.items() if n.startswith("noise")}))
         save_image(images, self.out / "samples.png", nrow=16, normalize=True, value_range=(-1, 1), padding=0)
-        if module.phase.resolution == PHASES[-1].resolution:
+        if self.export:
             average.fit_statistics()
             provenance = {
-                "images_seen_at_64": int(module.images_seen),
+                f"images_seen_at_{module.phase.resolution}": int(module.images_seen),
                 "hours": round(float(module.seconds) / 3600, 2),
                 "trained_by": "tools/train_generator.py",
             }
@@ -269,11 +303,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--time-budget", type=float, required=True, help="seconds for this call")
     parser.add_argument("--save-every", type=float, default=600, help="seconds between checkpoints")
+    help_phases = f"real images shown at each resolution before it grows; 0: until the time is up (default {PHASES})"
+    parser.add_argument("--phases", type=parse_phases, default=PHASES, metavar="SIDE:IMAGES,…", help=help_phases)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     deadline = time.monotonic() + arguments.time_budget
     arguments.out.mkdir(parents=True, exist_ok=True)
     images = torch.from_numpy(np.load(arguments.data)["images"])
+    phases: Sequence[Phase] = arguments.phases
     last = arguments.out / "last.ckpt"
 
     module, resume = None, None
@@ -281,12 +318,14 @@ def main() -> None:
         state = torch.load(last, map_location="cpu", weights_only=True)
         depth = 1 + max(int(key.split(".")[2]) for key in state["state_dict"] if key.startswith("generator.blocks."))
         resolution = 2 ** (depth + 1)
-        module = Adversarial(next(phase for phase in PHASES if phase.resolution == resolution))
+        if resolution not in [phase.resolution for phase in phases]:
+            parser.error(f"{last} is of {resolution}², which --phases doesn't have")
+        module = Adversarial(next(phase for phase in phases if phase.resolution == resolution))
         module.load_state_dict(state["state_dict"])
         if int(module.images_seen) < module.phase.images:
             resume = last
     pl.seed_everything(arguments.seed + (int(module.images_seen) if module is not None else 0))
-    for phase in PHASES:
+    for phase in phases:
         if module is not None and phase.resolution < module.phase.resolution:
             continue
         if resume is None:
@@ -297,7 +336,7 @@ def main() -> None:
                 grown.grow(module)
             module = grown
         assert module is not None
-        keeper = Keeper(arguments.out, phase, deadline, arguments.save_every)
+        keeper = Keeper(arguments.out, phase, deadline, arguments.save_every, export=phase is phases[-1])
         keeper.seen = int(module.images_seen)
         dataset = TensorDataset(images)
         trainer = pl.Trainer(

@@ -28,10 +28,18 @@ class BestIterate(pl.Callback):
         self._batch: LatentPoint | None = None  # of this stage, as one batch: cheap to update
         self._here: Tensor | None = None  # (B,) whose best is of this stage
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:
+        if self.fit is not None and self._batch is not None and self._here is not None:
+            device = pl_module.device  # what a checkpoint held comes back on the CPU
+            self.fit, self._here = self.fit.to(device), self._here.to(device)
+            self._batch = self._batch.to(device)
+            self._points = [point.to(device) for point in self._points]
+
     def on_before_backward(self, trainer: pl.Trainer, pl_module: InverseProblem, loss: Tensor) -> None:
         self.observe(pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:
+        pl_module.to(trainer.strategy.root_device)  # Lightning has just moved it to the CPU, away from the generator
         with torch.no_grad():
             pl_module.evaluate()
         self.observe(pl_module)

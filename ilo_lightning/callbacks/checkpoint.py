@@ -16,8 +16,8 @@ from ..problem import InverseProblem
 class ResumeCheckpoint(Checkpoint):
     """Keeps one file from which the optimisation resumes to the same result, bit for bit.
 
-    Lightning runs ``Checkpoint`` callbacks last, so the point is saved after its projections. The last step of a stage is
-    saved when the epoch ends: saved any earlier, Lightning would resume with the stage's parameters in the next stage.
+    Lightning runs ``Checkpoint`` callbacks last, so the point is saved after its projections. The last step of a stage
+    is saved when the epoch ends: saved any earlier, Lightning would resume with the stage's parameters in the next one.
 
     Args:
         path: the file; written aside, synchronised and renamed.

@@ -29,6 +29,10 @@ class History(pl.Callback):
         """Time spent between the first step and the last, over all runs that led here."""
         self._next_lr, self._clock = 0.0, time.monotonic()
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:
+        if self.fit:  # what a checkpoint held comes back on the CPU
+            self.fit = list(torch.stack(self.fit).to(pl_module.device).unbind())
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:
         self._clock = time.monotonic()
 

@@ -92,6 +92,7 @@ class Progress(pl.Callback):
     def __init__(self, display: Display, interval: float = 0.1):
         self.display, self.interval = display, interval
         self._shown_at, self._began, self._pending = 0.0, time.monotonic(), 0
+        self._trained = False
 
     @staticmethod
     def _describe(problem: InverseProblem) -> str:
@@ -99,7 +100,7 @@ class Progress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:
         self._pending = trainer.global_step  # what a resumed run finds done already
-        self._began = time.monotonic()
+        self._began, self._trained = time.monotonic(), True
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: InverseProblem, *args: Any) -> None:
         self._pending += 1
@@ -115,3 +116,7 @@ class Progress(pl.Callback):
         self.display.step(self._describe(pl_module), self._pending, fit)
         self.display.end_stage(self._describe(pl_module), fit, now - self._began)
         self._pending, self._began = 0, now
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:
+        if not self._trained:  # all steps were done already
+            self.display.step(self._describe(pl_module), trainer.global_step, None)

@@ -15,8 +15,8 @@ from ..projections import project_sphere
 
 
 def on_sphere(name: str, tensor: Tensor) -> Tensor:
-    """A latent ``(B, K, D)``: each of the K vectors at norm √D. Anything else, such as a noise map ``(B, 1, H, W)``: the
-    whole tensor of an image at the norm √(its number of entries)."""
+    """A latent ``(B, K, D)``: each of the K vectors at norm √D. Anything else, such as a noise map ``(B, 1, H, W)``:
+    the whole tensor of an image at the norm √(its number of entries)."""
     dims = (-1,) if variable_of(name) == "latent" else tuple(range(1, tensor.ndim))
     return project_sphere(tensor, math.sqrt(math.prod(tensor.shape[dim] for dim in dims)), dims)
 

@@ -109,8 +109,8 @@ def load_images(path: str | Path, image_shape: Sequence[int], limit: int | None 
     shape = tuple(int(size) for size in image_shape)
     if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
         raise ValueError(f"image_shape must be (1 or 3, height, width), got {tuple(image_shape)}")
-    if limit is not None and limit < 1:
-        raise DataError(f"data.limit={limit}: must be at least 1, or null for all pictures")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise DataError(f"data.limit={limit}: must be a whole number, at least 1, or null for all pictures")
     try:
         located = locate(path)
     except ModuleNotFoundError as error:

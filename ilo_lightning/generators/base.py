@@ -71,8 +71,9 @@ class LatentPoint:
         for point in points[1:]:
             if (point.layer, point.space, set(point.tensors)) != (first.layer, first.space, set(first.tensors)):
                 raise ValueError(
-                    f"points of one batch must agree: layer {first.layer} in {first.space!r} with {sorted(first.tensors)} "
-                    f"against layer {point.layer} in {point.space!r} with {sorted(point.tensors)}"
+                    f"points of one batch must agree: layer {first.layer} in {first.space!r} with "
+                    f"{sorted(first.tensors)} against layer {point.layer} in {point.space!r} with "
+                    f"{sorted(point.tensors)}"
                 )
         tensors = {name: torch.cat([point[name] for point in points]) for name in first.tensors}
         return replace(first, tensors=tensors)
@@ -100,13 +101,18 @@ class LayeredGenerator(nn.Module, ABC):
     provenance: dict[str, str] = {}  # noqa: RUF012 - replaced, never mutated
     """Where the weights came from: ``checkpoint`` (path as given) and ``sha256``, where there is a file."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((tensor.device for tensor in self.state_dict().values()), torch.device("cpu"))
+
     @abstractmethod
     def sample(self, rngs: Sequence[torch.Generator], space: str | None = None) -> LatentPoint:
         """Draw a random point at layer 0, one image per (CPU) random generator, so that batches don't matter."""
 
     @abstractmethod
     def advance(self, point: LatentPoint, layer: int) -> LatentPoint:
-        """The same images, entered at the deeper ``layer``. Differentiable. ``layer == point.layer`` is the identity."""
+        """The same images, entered at the deeper ``layer``; the identity at the point's own. Differentiable."""
 
     @abstractmethod
     def forward(self, point: LatentPoint) -> Tensor:

@@ -30,13 +30,18 @@ def save_generator(generator: StyleGAN2, path: str | Path, provenance: dict | No
 def load_generator(checkpoint: str | Path) -> StyleGAN2:
     """The frozen generator of a checkpoint written by ``save_generator``: eval mode, no gradients to weights.
 
-    ``checkpoint`` may begin with ``pkg://`` (see ``files.locate``). The result's ``provenance`` says where it came from:
-    the path as given, and the file's SHA-256.
+    ``checkpoint`` may begin with ``pkg://`` (see ``files.locate``). The result's ``provenance`` says where it came
+    from: the path as given, and the file's SHA-256.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or holds something else.
     """
-    path = locate(checkpoint)
+    try:
+        path = locate(checkpoint)
+    except ModuleNotFoundError as error:
+        raise CheckpointError(
+            f"generator.checkpoint={checkpoint}: {error}; after pkg:// comes the name of an installed package"
+        ) from error
     if not path.is_file():
         raise CheckpointError(f"generator.checkpoint={checkpoint}: no such file")
     try:
@@ -61,7 +66,7 @@ def load_generator(checkpoint: str | Path) -> StyleGAN2:
         raise CheckpointError(
             f"generator.checkpoint={checkpoint}: header and tensors don't make a StyleGAN2 ({' '.join(first_line[:2])})"
         ) from error
-    generator.fir = fir_kernel(gain=4.0)
+    generator.fir = fir_kernel(gain=4.0).to(generator.const)
     generator.provenance = {"checkpoint": str(checkpoint), "sha256": sha256(path)}
     return generator.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -64,9 +65,7 @@ class Mapping(nn.Module):
     def __init__(self, latent_dim: int, style_dim: int, depth: int, lr_multiplier: float):
         super().__init__()
         widths = [latent_dim, *[style_dim] * depth]
-        self.layers = nn.ModuleList(
-            EqualizedLinear(a, b, lr_multiplier=lr_multiplier) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.layers = nn.ModuleList(EqualizedLinear(a, b, lr_multiplier=lr_multiplier) for a, b in pairwise(widths))
 
     def forward(self, z: Tensor) -> Tensor:
         w = z * torch.rsqrt(z.square().mean(dim=-1, keepdim=True) + 1e-8)
@@ -124,6 +123,16 @@ class Block(nn.Module):
         self.conv = StyledConv(outputs, outputs, style_dim, up=False)
         self.to_rgb = ToRGB(outputs, style_dim)
 
+    def forward(
+        self, activation: Tensor, rgb: Tensor | None, styles: Sequence[Tensor], noise: Sequence[Tensor], kernel: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Activation and RGB image after this block; ``styles`` and ``noise`` are its own, in order."""
+        if self.up_conv is not None:
+            activation = self.up_conv(activation, styles[0], noise[0], kernel)
+        activation = self.conv(activation, styles[-2], noise[-1], kernel)
+        image = self.to_rgb(activation, styles[-1])
+        return activation, image if rgb is None else upsample_rgb(rgb, kernel) + image
+
 
 class StyleGAN2(LayeredGenerator):
     """StyleGAN2 with skip synthesis.
@@ -145,6 +154,11 @@ class StyleGAN2(LayeredGenerator):
     """
 
     spaces = SPACES
+    fir: Tensor
+    w_mean: Tensor
+    w_std: Tensor
+    gaussian_mean: Tensor
+    gaussian_std: Tensor
 
     def __init__(
         self,
@@ -260,14 +274,11 @@ class StyleGAN2(LayeredGenerator):
         activation = activation.contiguous(memory_format=torch.channels_last)
         offset = self.first_style(layer)
         for index in range(layer, stop):
-            block = self.blocks[index]
             first = self.first_style(index)
             w = styles[:, first - offset :].unbind(dim=1)[: 2 if index == 0 else 3]
-            if block.up_conv is not None:
-                activation = block.up_conv(activation, w[0], point[f"noise_{first}"], self.fir)
-            activation = block.conv(activation, w[-2], point[f"noise_{2 * index}"], self.fir)
-            image = block.to_rgb(activation, w[-1])
-            rgb = image if rgb is None else upsample_rgb(rgb, self.fir) + image
+            noise = [point[f"noise_{i}"] for i in range(self.first_noise(index), self.first_noise(index + 1))]
+            activation, rgb = self.blocks[index](activation, rgb, w, noise, self.fir)
+        assert rgb is not None  # stop > layer
         return activation, rgb
 
     @torch.no_grad()

@@ -114,8 +114,8 @@ class Measurement:
         return replace(self, y=self.y.to(*args, **kwargs), weight=self.weight.to(*args, **kwargs))
 
     def save(self, path: str | Path, info: Mapping[str, Any]) -> None:
-        """Write one safetensors file: tensors ``y`` and ``weight``, and a header that holds ``info`` (JSON values, which
-        should say which operator, with which seed, made it)."""
+        """Write one safetensors file: tensors ``y`` and ``weight``, and a header that holds ``info`` (JSON values,
+        which should say which operator, with which seed, made it)."""
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in ("y", "weight")}
         write_atomically(path, save(tensors, metadata={"format": FORMAT, "info": json.dumps(info)}))
 

@@ -25,7 +25,7 @@ def test_repeat_keeps_copies_together():
 def test_cat_refuses_points_that_differ():
     generator = small_stylegan2()
     point = generator.sample(rngs(1))
-    with pytest.raises(ValueError, match="layer 0 .* layer 1"):
+    with pytest.raises(ValueError, match=r"layer 0 .* layer 1"):
         LatentPoint.cat([point, generator.advance(point, 1)])
 
 
