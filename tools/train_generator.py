@@ -19,7 +19,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -44,14 +44,22 @@ R1_INTERVAL = 16
 
 @dataclass(frozen=True)
 class Phase:
-    """Training at one resolution: how many real images are shown before it grows, and the γ of R1."""
+    """Training at one resolution: how many real images are shown before it grows, and how fast each network learns.
+
+    ``lead`` images are shown to the discriminator alone when the phase begins. At 64² the generator needs a far smaller
+    learning rate than the discriminator: at equal ones the scores collapse to zero within a few hundred steps, and
+    nothing is learned any more.
+    """
 
     resolution: int
     images: int
     r1: float
+    generator_lr: float
+    discriminator_lr: float
+    lead: int
 
 
-R1 = {16: 0.1, 32: 0.2, 64: 0.4}
+SETTINGS = {16: (0.1, 2.5e-3, 2.35e-3, 0), 32: (0.2, 2.5e-3, 2.35e-3, 0), 64: (0.1, 2e-4, 1.5e-3, 4_000)}
 UNLIMITED = 10**9
 PHASES = "16:25000,32:57000,64:0"
 
@@ -60,9 +68,10 @@ def parse_phases(text: str) -> tuple[Phase, ...]:
     """``SIDE:IMAGES,…``, each side twice the one before; 0 images: until the time is up."""
     pairs = [tuple(int(number) for number in part.split(":")) for part in text.split(",")]
     sides = [side for side, _ in pairs]
-    if not set(sides) <= set(R1) or any(large != 2 * small for small, large in pairwise(sides)):
+    if not set(sides) <= set(SETTINGS) or any(large != 2 * small for small, large in pairwise(sides)):
         raise ValueError(text)
-    return tuple(Phase(side, images or UNLIMITED, R1[side]) for side, images in pairs)
+    phases = (Phase(side, images or UNLIMITED, *SETTINGS[side]) for side, images in pairs)
+    return tuple(replace(phase, lead=min(phase.lead, phase.images // 4)) for phase in phases)
 
 
 class EqualizedConv(nn.Module):
@@ -100,7 +109,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Residual StyleGAN2 discriminator. Parameters are named by resolution, so that growing keeps the lower blocks."""
+    """Residual StyleGAN2 discriminator."""
 
     def __init__(self, resolution: int):
         super().__init__()
@@ -121,9 +130,9 @@ class Discriminator(nn.Module):
             x = leaky_relu(layer(x))
         for block in self.blocks.values():
             x = block(x)
-        groups = x.reshape(4, -1, *x.shape[1:])  # minibatch standard deviation, groups of 4
-        spread = (groups.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))
-        x = torch.cat([x, spread.repeat(4)[:, None, None, None].expand(-1, 1, 4, 4)], dim=1)
+        groups = x.reshape(-1, 4, *x.shape[1:])  # minibatch standard deviation of 4 neighbours: all real or all fake
+        spread = (groups.var(dim=1, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))
+        x = torch.cat([x, spread.repeat_interleave(4)[:, None, None, None].expand(-1, 1, 4, 4)], dim=1)
         x = leaky_relu(self.conv(x)).flatten(1)
         return self.out(leaky_relu(self.hidden(x)))[:, 0]
 
@@ -183,8 +192,9 @@ class Adversarial(pl.LightningModule):
         self.history: list[tuple[float, float, float]] = []
 
     def grow(self, small: Adversarial) -> None:
-        """Go on from ``small``: its weights, and a new block that doesn't yet add to its image."""
-        for name in ("generator", "average", "discriminator"):
+        """Go on from ``small``: its generator with a new block that doesn't yet add to the image, judged by a new
+        discriminator."""
+        for name in ("generator", "average"):
             grow_from(getattr(small, name), getattr(self, name))
         for network in (self.generator, self.average):
             nn.init.zeros_(network.blocks[-1].get_parameter("to_rgb.weight"))
@@ -192,8 +202,10 @@ class Adversarial(pl.LightningModule):
 
     def configure_optimizers(self):
         return [
-            torch.optim.Adam(self.generator.parameters(), lr=2.5e-3, betas=(0.0, 0.99), foreach=True),
-            torch.optim.Adam(self.discriminator.parameters(), lr=2.35e-3, betas=(0.0, 0.99), foreach=True),
+            torch.optim.Adam(self.generator.parameters(), lr=self.phase.generator_lr, betas=(0.0, 0.99), foreach=True),
+            torch.optim.Adam(
+                self.discriminator.parameters(), lr=self.phase.discriminator_lr, betas=(0.0, 0.99), foreach=True
+            ),
         ]
 
     def fakes(self, batch: int) -> Tensor:
@@ -220,22 +232,21 @@ class Adversarial(pl.LightningModule):
         self.discriminator.requires_grad_(True)
         score_real, score_fake = self.discriminator(augment(torch.cat([real, fake.detach()]))).chunk(2)
         loss_d = F.softplus(-score_real).mean() + F.softplus(score_fake).mean()
-        optimizer_d.zero_grad()
-        loss_d.backward()
-        optimizer_d.step()
+        total_d = loss_d
         if step % R1_INTERVAL == 0:
             shown = augment(real).detach().requires_grad_(True)
             gradient = torch.autograd.grad(self.discriminator(shown).sum(), shown, create_graph=True)[0]
-            penalty = gradient.square().sum(dim=(1, 2, 3)).mean() * (self.phase.r1 / 2 * R1_INTERVAL)
-            optimizer_d.zero_grad()
-            penalty.backward()
-            optimizer_d.step()
+            total_d = loss_d + gradient.square().sum(dim=(1, 2, 3)).mean() * (self.phase.r1 / 2 * R1_INTERVAL)
+        optimizer_d.zero_grad()
+        total_d.backward()
+        optimizer_d.step()
 
         self.discriminator.requires_grad_(False)
         loss_g = F.softplus(-self.discriminator(augment(fake))).mean()
         optimizer_g.zero_grad()
         loss_g.backward()
-        optimizer_g.step()
+        if int(self.images_seen) >= self.phase.lead:
+            optimizer_g.step()
 
         self.images_seen += len(real)
         self.update_average(len(real))
