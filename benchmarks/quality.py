@@ -40,7 +40,7 @@ def psnr(setting: Setting, method: Method) -> Tensor:
         result = solve(
             setting.generator, setting.operator, observe(setting, images), method, keys, setting.seed, trainer=trainer
         )
-        decoded = torch.stack([solution.decode(setting.generator) for solution in result.solutions])
+        decoded = torch.stack([solution.decode(setting.generator).cpu() for solution in result.solutions])
         values.append(metrics.psnr(decoded, torch.stack([image.pixels for image in images])))
     return torch.cat(values)
 

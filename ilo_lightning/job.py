@@ -64,6 +64,9 @@ def build(config: DictConfig) -> Setting:
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     generator = hydra.utils.instantiate(config.generator)
     baseline = config.get("baseline")
+    for field in ("operator", "noise"):
+        if not config.task.get(field):
+            raise RunError(f"task.{field}={config.task.get(field)}: a task needs one; see conf/task")
     return Setting(
         config={name: values.get(name) for name in ("task", "generator", "method", "baseline", "data", "seed")},
         generator=generator,
@@ -79,6 +82,11 @@ def build(config: DictConfig) -> Setting:
         logger=hydra.utils.instantiate(config.logger.factory, _partial_=True) if config.logger.factory else None,
         log_every=config.logger.every,
     )
+
+
+def _score(value: float | None, digits: int = 4) -> str:
+    """A number for the table; a diverged image has none."""
+    return "-" if value is None else f"{value:.{digits}g}"
 
 
 def report(setting: Setting, rows: list[dict[str, Any]], folder: Path) -> None:
@@ -104,7 +112,7 @@ def report(setting: Setting, rows: list[dict[str, Any]], folder: Path) -> None:
     if len(good) <= 16:
         for row in good:
             for outcome in outcomes(row):
-                scores = [f"{outcome['metrics'][name]:.4g}" for name in names]
+                scores = [_score(outcome["metrics"][name]) for name in names]
                 table.add_row(row["image"], outcome["method"], *scores, str(outcome["evaluations"]))
     if len(good) > 1:
         table.add_section()
@@ -112,8 +120,9 @@ def report(setting: Setting, rows: list[dict[str, Any]], folder: Path) -> None:
             group = [outcomes(row)[place] for row in good]
             scores = []
             for name in names:
-                mean, half = metrics.mean_and_interval([outcome["metrics"][name] for outcome in group])
-                scores.append(f"{mean:.4g} ± {half:.2g}")
+                values = [outcome["metrics"][name] for outcome in group if outcome["metrics"][name] is not None]
+                mean, half = metrics.mean_and_interval(values) if values else (None, None)
+                scores.append(f"{_score(mean)} ± {_score(half, 2)}")
             table.add_row("mean ± 1.96 s.e.", group[0]["method"], *scores, str(group[0]["evaluations"]))
     console.print(table)
     for name in names:

@@ -26,7 +26,7 @@ from . import identity, metrics
 from .callbacks import ResumeCheckpoint
 from .callbacks.progress import Display
 from .data.images import DataError, Image, Images, save_png, to_uint8
-from .files import write_atomically
+from .files import exclusive, write_atomically
 from .generators.base import LayeredGenerator
 from .interrupt import StopRequest
 from .operators.base import ForwardOperator, Measurement, measure
@@ -117,10 +117,17 @@ def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | No
         A row per image, as in results.jsonl; a row with ``error`` instead of ``metrics`` for an unreadable image.
 
     Raises:
-        RunError: if the folder holds another run.
+        RunError: if the folder holds another run, or another process is working in it.
         Interrupted: if asked to stop.
     """
-    stop = stop or StopRequest()
+    try:
+        with exclusive(folder / ".lock"):
+            return _run_batches(setting, folder, display, stop or StopRequest())
+    except BlockingIOError:
+        raise RunError(f"hydra.run.dir={folder}: another process is working in this folder; choose another") from None
+
+
+def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopRequest) -> list[dict[str, Any]]:
     claim(setting, folder)
     for index, members in enumerate(setting.batches):
         stop.check()
@@ -152,10 +159,14 @@ def claim(setting: Setting, folder: Path) -> None:
     parts["operator"] = identity.fingerprint(setting.operator)
     parts["generator"] = setting.generator.provenance.get("sha256") or identity.fingerprint(setting.generator)
     parts["images"] = [image.digest for image in _readable(setting.images)]
+    parts["precision"] = (setting.trainer or {}).get("precision")
     parts["version"] = identity.versions()["ilo_lightning"]
     record = folder / "run.json"
     if record.exists():
-        found = json.loads(record.read_text())
+        try:
+            found = json.loads(record.read_text())
+        except ValueError:
+            raise RunError(f"hydra.run.dir={folder}: its run.json is damaged; choose another folder") from None
         changes = identity.differences(found["parts"], parts)
         if changes:
             raise RunError(

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from ilo_lightning import metrics
 from ilo_lightning.data.images import to_uint8
+from ilo_lightning.files import exclusive
 from ilo_lightning.generators.checkpoints import load_generator, save_generator
 from ilo_lightning.main import main
 from ilo_lightning.solution import Solution, SolutionError
@@ -169,6 +170,14 @@ def test_a_folder_is_not_continued_with_other_settings(checkpoint: Path, picture
     assert "method.radius: 0.1 -> 0.3" in capsys.readouterr().err
 
 
+def test_two_processes_do_not_share_a_folder(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
+    command = arguments(checkpoint, pictures, tmp_path, "data.limit=1", "method.steps=1")
+    with exclusive(tmp_path / ".lock"):
+        assert main(command) == 2
+    assert "another process is working in this folder" in capsys.readouterr().err
+    assert main(command) == 0
+
+
 def test_the_same_pictures_elsewhere_are_the_same_run(checkpoint: Path, pictures: Path, tmp_path: Path):
     shutil.copytree(pictures, tmp_path / "moved")
     assert main(arguments(checkpoint, pictures, tmp_path / "run", "data.limit=1")) == 0
@@ -225,6 +234,8 @@ def test_a_stopped_process_goes_on_where_it_was(
         (["checkpoint_every_seconds=-1"], "checkpoint_every_seconds=-1"),
         (["trainer.precision=99"], "trainer"),
         (["method.colour=red"], "colour"),
+        (["task.noise=null"], "task.noise=None"),
+        (["task.operator=null"], "task.operator=None"),
         (["method=ilu"], "ilu"),
         (["generator=stylegan2", "generator.checkpoint=???"], "generator.checkpoint"),
     ],
