@@ -143,7 +143,7 @@ def test_help_needs_no_torch(repository: Path) -> None:
 
 
 def solve_briefly(run_dir: Path) -> tuple[str, ...]:
-    return "solve", "experiment=demo", "method.steps=[2,2,2,2]", "data.limit=1", f"hydra.run.dir={run_dir}"
+    return "solve", "experiment=demo", "method.steps=2", "baseline.steps=2", "data.limit=1", f"hydra.run.dir={run_dir}"
 
 
 def check_solve(command: Callable[[Path], str], run_dir: Path) -> None:
