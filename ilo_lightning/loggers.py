@@ -8,5 +8,5 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 
 
 def csv(folder: Path, name: str) -> list[Logger]:
-    """``folder/name/metrics.csv``."""
-    return [CSVLogger(folder, name=name, version="")]
+    """``folder/name/version_0/metrics.csv``; a resumed fit writes the next version (Lightning begins anew)."""
+    return [CSVLogger(folder, name=name)]

@@ -233,7 +233,7 @@ def solve(
     resume = None
     if checkpoint is not None:
         own.append(checkpoint)
-        resume = checkpoint.path if checkpoint.path.exists() else None
+        resume = checkpoint.found()
     with _quiet_lightning():
         fit = _new_trainer(
             trainer or {},

@@ -67,3 +67,29 @@ def installed() -> importlib.metadata.Distribution:
         return importlib.metadata.distribution("ilo-lightning")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("ilo-lightning is not installed in this environment: pip install -e '.[test]'")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small StyleGAN2 with random weights, saved."""
+    import torch
+
+    from ilo_lightning.generators.checkpoints import save_generator
+    from tests.networks import small_stylegan2
+
+    path = tmp_path_factory.mktemp("generator") / "small.safetensors"
+    save_generator(small_stylegan2(dtype=torch.float32), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three noise pictures, 16×16."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"face{i}.png")
+    return folder

@@ -29,22 +29,6 @@ ILO = ["method.layers=[0,1,2]", "method.steps=[4,3,5]", "method.lr=[0.1,0.05,0.0
 CSGM = ["method@baseline=csgm", "baseline.steps=[12]"]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("generator") / "small.safetensors"
-    save_generator(small_stylegan2(dtype=torch.float32), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for i in range(3):
-        pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"face{i}.png")
-    return folder
-
-
 def arguments(checkpoint: Path, pictures: Path, folder: Path, *more: str) -> list[str]:
     return [
         "generator=stylegan2",
@@ -120,7 +104,7 @@ def test_a_run_writes_what_it_promises(checkpoint: Path, pictures: Path, tmp_pat
 def test_every_task_runs(task: list[str], checkpoint: Path, pictures: Path, tmp_path: Path):
     assert main(arguments(checkpoint, pictures, tmp_path, *task, "data.limit=1", "logger=csv")) == 0
     assert len(rows_of(tmp_path)) == 1
-    lines = (tmp_path / "logs" / "0000-ilo" / "metrics.csv").read_text().splitlines()
+    lines = (tmp_path / "logs" / "0000-ilo" / "version_0" / "metrics.csv").read_text().splitlines()
     assert lines[0].startswith("data_fit") and len(lines) == 3
 
 

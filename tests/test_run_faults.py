@@ -9,7 +9,6 @@ import sys
 import weakref
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -31,20 +30,25 @@ from tests.test_run import arguments
 from tests.test_solve import KEYS, ilo, problem
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("generator") / "small.safetensors"
-    save_generator(small_stylegan2(dtype=torch.float32), path)
-    return path
+def test_a_damaged_checkpoint_costs_one_batch(checkpoint: Path, pictures: Path, tmp_path: Path, capfd):
+    """It can only come from a failing disk; what is finished stays, and the batch begins anew."""
+    damaged = tmp_path / "run" / "batches" / "0000-ilo.ckpt"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"PK\x03\x04 half a checkpoint")
+    with pytest.warns(UserWarning, match=r"0000-ilo\.ckpt: damaged .* starting this batch again"):
+        assert main(arguments(checkpoint, pictures, tmp_path / "run")) == 0
+    assert main(arguments(checkpoint, pictures, tmp_path / "whole")) == 0
+    first, second = (Solution.load(tmp_path / run / "images/face0/solution.safetensors") for run in ("run", "whole"))
+    assert torch.equal(first.history, second.history)
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for i in range(3):
-        pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"face{i}.png")
-    return folder
+def test_a_log_survives_a_restart(checkpoint: Path, pictures: Path, tmp_path: Path):
+    before = tmp_path / "logs" / "0000-ilo" / "version_0" / "metrics.csv"
+    before.parent.mkdir(parents=True)
+    before.write_text("step,fit\n0,1.0\n")
+    assert main(arguments(checkpoint, pictures, tmp_path, "logger=csv", "logger.every=2")) == 0
+    assert before.read_text() == "step,fit\n0,1.0\n"
+    assert len((before.parents[1] / "version_1" / "metrics.csv").read_text().splitlines()) > 2
 
 
 def test_a_crash_is_not_a_refusal(checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch, capfd):

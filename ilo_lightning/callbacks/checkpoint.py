@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from ..interrupt import StopRequest
@@ -37,6 +39,17 @@ class ResumeCheckpoint(Checkpoint):
         self.stop = stop or StopRequest()
         self.every_seconds, self.every_steps = every_seconds, every_steps
         self._saved_at = time.monotonic()
+
+    def found(self) -> Path | None:
+        """The file to go on from; None, with a warning, where it can't be read: the work then begins anew."""
+        if not self.path.exists():
+            return None
+        try:
+            torch.load(self.path, map_location="meta", weights_only=True)
+        except Exception as error:  # what torch raises for a damaged file is not documented
+            warnings.warn(f"{self.path}: damaged ({type(error).__name__}); starting this batch again", stacklevel=2)
+            return None
+        return self.path
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save now."""
