@@ -1,36 +1,40 @@
-"""The console script ``ilo``: ``ilo solve`` takes the same overrides as ``python run.py``."""
+"""The console script ``ilo``: one subcommand per line of ``COMMANDS``, imported when it is called."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
-USAGE = """\
-usage: ilo COMMAND [ARGUMENTS]
+# name: (module, its function from arguments to exit code, usage, what it does)
+COMMANDS = {
+    "solve": ("main", "solve", "[OVERRIDES]", "reconstruct images, as `python run.py` does; see `ilo solve --help`"),
+}
 
-  solve [OVERRIDES]   reconstruct images; takes Hydra overrides, see `ilo solve --help`
-  --version           print the version
-  --help              print this
-"""
+
+def usage() -> str:
+    """What ``ilo --help`` prints."""
+    lines = [f"  {f'{name} {usage}':36} {text}" for name, (_, _, usage, text) in COMMANDS.items()]
+    lines += [f"  {'--version':36} print the version", f"  {'--help':36} print this"]
+    return "\n".join(["usage: ilo COMMAND [ARGUMENTS]", "", *lines, ""])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Dispatch to a subcommand and exit with its code."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     command = argv[0] if argv else "--help"
-    if command == "solve":
-        from .main import main as solve
-
-        sys.exit(solve(argv[1:], program="ilo solve"))
+    if command in COMMANDS:
+        module, function, _, _ = COMMANDS[command]
+        sys.exit(getattr(importlib.import_module(f"ilo_lightning.{module}"), function)(argv[1:]))
     if command in ("-h", "--help"):
-        print(USAGE, end="")
+        print(usage(), end="")
         sys.exit(0)
     if command == "--version":
         from . import __version__
 
         print(__version__)
         sys.exit(0)
-    print(f"error: unknown command {command!r}\n{USAGE}", end="", file=sys.stderr)
+    print(f"error: unknown command {command!r}\n{usage()}", end="", file=sys.stderr)
     sys.exit(2)
 
 

@@ -44,6 +44,11 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     return max(_exit_codes, default=DONE)
 
 
+def solve(arguments: Sequence[str]) -> int:
+    """``ilo solve``."""
+    return main(arguments, program="ilo solve")
+
+
 def entry_point() -> None:
     """Console entry: exits with the code of ``main``."""
     sys.exit(main())
