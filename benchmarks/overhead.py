@@ -22,7 +22,7 @@ from common import publish, row, setting_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ilo_lightning.callbacks import ResumeCheckpoint
-from ilo_lightning.operators import measure
+from ilo_lightning.operators import GaussianNoise, measure
 from ilo_lightning.solve import solve
 from tests.bare_loop import bare_loop
 
@@ -45,7 +45,7 @@ def main() -> None:
     rngs = [torch.Generator().manual_seed(i) for i in range(arguments.batch)]
     with torch.no_grad():
         truth = generator(generator.sample(rngs, "z"))
-    measurement = measure(operator, setting.noise, truth, rngs)
+    measurement = measure(operator, GaussianNoise(0.0), truth, rngs)
     keys = [str(i) for i in range(arguments.batch)]
 
     with tempfile.TemporaryDirectory() as folder:

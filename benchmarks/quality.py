@@ -17,7 +17,8 @@ from common import publish, row, setting_of
 from torch import Tensor
 
 from ilo_lightning import metrics
-from ilo_lightning.pipeline import Setting, observe
+from ilo_lightning.observations import observe
+from ilo_lightning.pipeline import Setting
 from ilo_lightning.schedule import Method
 from ilo_lightning.solve import solve
 
@@ -34,14 +35,12 @@ def psnr(setting: Setting, method: Method) -> Tensor:
     """PSNR of every image, of the batch-1 decode of its solution."""
     values = []
     for members in setting.batches:
-        images = [setting.images[i] for i in members]
-        keys = [image.digest for image in images]
+        seen = [setting.observations[i] for i in members]
+        keys = [observation.digest for observation in seen]
         trainer = dict(setting.trainer or {})
-        result = solve(
-            setting.generator, setting.operator, observe(setting, images), method, keys, setting.seed, trainer=trainer
-        )
+        result = solve(setting.generator, setting.operator, observe(seen), method, keys, setting.seed, trainer=trainer)
         decoded = torch.stack([solution.decode(setting.generator).cpu() for solution in result.solutions])
-        values.append(metrics.psnr(decoded, torch.stack([image.pixels for image in images])))
+        values.append(metrics.psnr(decoded, torch.stack([o.truth for o in seen if o.truth is not None])))
     return torch.cat(values)
 
 

@@ -10,17 +10,18 @@ import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
-from rich.table import Table
 
-from . import metrics
 from .callbacks.progress import display
 from .data.images import DataError, load_images
 from .files import write_atomically
+from .generators.base import LayeredGenerator
 from .generators.checkpoints import CheckpointError
 from .interrupt import Interrupted, listen
 from .main import DONE, REFUSED, SOME_FAILED
+from .observations import MODES, Measured, Observations, Simulated
+from .operators.base import ForwardOperator
 from .pipeline import RunError, Setting, run
+from .report.table import print_scores
 from .schedule import ScheduleError
 
 REFUSALS = (RunError, ScheduleError, DataError, CheckpointError, ValueError, OSError, OmegaConfBaseException)
@@ -44,6 +45,10 @@ def run_job(config: DictConfig, folder: str | Path) -> int:
                 rows = run(setting, folder, shown, stop)
         except RunError as error:
             return _refuse(error)
+        except OSError as error:  # the disk is full, or gone
+            print(f"error: {folder}: can't be written ({error}); make room and run the same command with "
+                  f"hydra.run.dir={folder} to go on", file=sys.stderr)  # fmt: skip
+            return SOME_FAILED
         except (Interrupted, KeyboardInterrupt):  # a second Ctrl-C raises the latter
             if stop.signum is None:
                 raise
@@ -51,7 +56,8 @@ def run_job(config: DictConfig, folder: str | Path) -> int:
             print(f"{interruption}; run the same command with hydra.run.dir={folder} to go on", file=sys.stderr)
             return interruption.exit_code
     report(setting, rows, folder)
-    return SOME_FAILED if any("error" in row for row in rows) else DONE
+    failed = any({"error", "fault"} & {*row, *(row.get("baseline") or ())} for row in rows)
+    return SOME_FAILED if failed else DONE
 
 
 def _refuse(error: BaseException) -> int:
@@ -64,17 +70,14 @@ def build(config: DictConfig) -> Setting:
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     generator = hydra.utils.instantiate(config.generator)
     baseline = config.get("baseline")
-    for field in ("operator", "noise"):
-        if not config.task.get(field):
-            raise RunError(f"task.{field}={config.task.get(field)}: a task needs one; see conf/task")
+    operator, observations = build_observations(config, generator)
     return Setting(
         config={name: values.get(name) for name in ("task", "generator", "method", "baseline", "data", "seed")},
         generator=generator,
-        operator=hydra.utils.instantiate(config.task.operator, image_shape=generator.image_shape),
-        noise=hydra.utils.instantiate(config.task.noise),
+        operator=operator,
         method=hydra.utils.instantiate(config.method),
         baseline=hydra.utils.instantiate(baseline) if baseline else None,
-        images=load_images(config.data.path, generator.image_shape, config.data.limit),
+        observations=observations,
         batch_size=config.data.batch_size,
         seed=config.seed,
         checkpoint_every_seconds=config.checkpoint_every_seconds,
@@ -84,48 +87,38 @@ def build(config: DictConfig) -> Setting:
     )
 
 
-def _score(value: float | None, digits: int = 4) -> str:
-    """A number for the table; a diverged image has none."""
-    return "-" if value is None else f"{value:.{digits}g}"
+def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple[ForwardOperator, Observations]:
+    """The forward model, and the images seen through it."""
+    for field in ("operator", "noise"):
+        if not config.task.get(field):
+            raise RunError(f"task.{field}={config.task.get(field)}: a task needs one; see conf/task")
+    if config.data.mode not in MODES:
+        raise RunError(f"data.mode={config.data.mode}: expected one of {', '.join(MODES)}")
+    operator = hydra.utils.instantiate(config.task.operator, image_shape=generator.image_shape)
+    noise = hydra.utils.instantiate(config.task.noise)
+    path, limit = config.data.path, config.data.limit
+    if config.data.mode == "measured":
+        task: Any = OmegaConf.to_container(config.task, resolve=True)
+        return operator, Measured(path, operator, task, limit, generator.dtype)
+    images = load_images(path, generator.image_shape, limit)
+    return operator, Simulated(images, operator, noise, config.seed, generator.dtype)
 
 
 def report(setting: Setting, rows: list[dict[str, Any]], folder: Path) -> None:
-    """A table of the images' scores with their mean ± 1.96 standard errors, and where to look."""
+    """A table of the images' scores, what went wrong, and where to look."""
     good = [row for row in rows if "error" not in row]
-    console = Console(width=None if sys.stdout.isatty() else 160)
     for row in rows:
-        if "error" in row:
-            console.print(f"image {row['index']}: {row['error']}", style="red", markup=False, highlight=False)
-    if not good:
-        return
-    names = list(good[0]["metrics"])
-    table = Table(title=f"{setting.task_name}, {len(good)} image{'s' * (len(good) > 1)}")
-    table.add_column("image")
-    table.add_column("method")
-    for name in names:
-        table.add_column(name, justify="right")
-    table.add_column("evaluations", justify="right")
-
-    def outcomes(row: dict[str, Any]) -> list[dict[str, Any]]:
-        return [row["baseline"], row] if row["baseline"] else [row]
-
-    if len(good) <= 16:
-        for row in good:
-            for outcome in outcomes(row):
-                scores = [_score(outcome["metrics"][name]) for name in names]
-                table.add_row(row["image"], outcome["method"], *scores, str(outcome["evaluations"]))
-    if len(good) > 1:
-        table.add_section()
-        for place in range(len(outcomes(good[0]))):
-            group = [outcomes(row)[place] for row in good]
-            scores = []
-            for name in names:
-                values = [outcome["metrics"][name] for outcome in group if outcome["metrics"][name] is not None]
-                mean, half = metrics.mean_and_interval(values) if values else (None, None)
-                scores.append(f"{_score(mean)} ± {_score(half, 2)}")
-            table.add_row("mean ± 1.96 s.e.", group[0]["method"], *scores, str(group[0]["evaluations"]))
-    console.print(table)
-    for name in names:
-        console.print(f"{name}: {metrics.PROTOCOLS[name]}", style="dim", highlight=False, markup=False, soft_wrap=True)
+        outcomes = [row, row.get("baseline") or {}]
+        for problem in dict.fromkeys(o[key] for o in outcomes for key in ("error", "fault") if key in o):
+            print(f"image {row.get('image', row['index'])}: {problem}", file=sys.stderr)
+    if good:
+        print_scores(setting.task_name, [outcome for row in good for outcome in _outcomes(row)])
+    if any("broken off" in str(row.get("error", row.get("fault"))) for row in rows):
+        print(f"run the same command with hydra.run.dir={folder} to go on", file=sys.stderr)
     print(f"results: {folder / 'results.jsonl'}")
-    print(f"picture: {folder / good[0]['folder'] / 'figure.png'}")
+    if good:
+        print(f"picture: {folder / good[0]['folder'] / 'figure.png'}")
+
+
+def _outcomes(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [outcome | {"image": row["image"]} for outcome in (row["baseline"], row) if outcome]

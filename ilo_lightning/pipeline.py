@@ -1,11 +1,12 @@
-"""A whole run: images -> measurements -> batches -> solutions, pictures and results in one folder.
+"""A whole run: observations -> batches -> solutions, pictures and results in one folder.
 
 FOLDER/config.yaml                      the resolved configuration
 FOLDER/run.json                         what makes this run this run (see ``identity``)
-FOLDER/images/NAME/truth.png, measurement.png, reconstruction.png, figure.png
+FOLDER/images/NAME/truth.png, measurement.png, reconstruction.png, figure.png (no truth.png where there is none)
 FOLDER/images/NAME/solution.safetensors (a baseline's files carry its name: solution-csgm.safetensors)
-FOLDER/batches/0000.jsonl               a finished batch; 0000-METHOD.ckpt while it is being worked on
-FOLDER/results.jsonl                    all batches merged, once every batch is finished
+FOLDER/batches/0000.jsonl               a finished batch; 0000-METHOD.ckpt while it is being worked on;
+                                        0000-error.txt if something broke it off: it is taken up again by the next call
+FOLDER/results.jsonl                    all batches merged, once every batch was worked on
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +27,18 @@ from torch import Tensor
 from . import identity, metrics
 from .callbacks import ResumeCheckpoint
 from .callbacks.progress import Display
-from .data.images import DataError, Image, Images, save_png, to_uint8
+from .data.images import DataError, save_png, to_uint8
 from .files import exclusive, write_atomically
 from .generators.base import LayeredGenerator
 from .interrupt import StopRequest
-from .operators.base import ForwardOperator, Measurement, measure
-from .operators.noise import NoiseModel
-from .randomness import generator_for
+from .observations import Observation, Observations, device_of, header, observe
+from .operators.base import ForwardOperator
 from .report.figure import Panel, save_figure
 from .schedule import Method
 from .solution import Solution
-from .solve import Reconstruction, check_method, check_trainer, solve
+from .solve import Reconstruction, SolveError, check_method, check_trainer, initial_point, solve
+
+Row = dict[str, Any]
 
 
 class RunError(ValueError):
@@ -57,9 +60,8 @@ class Setting:
     config: Mapping[str, Any]
     generator: LayeredGenerator
     operator: ForwardOperator
-    noise: NoiseModel
     method: Method
-    images: Images
+    observations: Observations
     baseline: Method | None = None
     batch_size: int = 8
     seed: int = 0
@@ -87,6 +89,22 @@ class Setting:
                 f"task.operator takes images {tuple(self.operator.input_shape)}, the generator makes "
                 f"{tuple(self.generator.image_shape)}"
             )
+        self._rehearse()
+
+    def _rehearse(self) -> None:
+        """One image through generator and operator, so that what they can't do is known before any long work."""
+        point = initial_point(self.generator, self.method, [torch.Generator().manual_seed(0)])
+        for field, expected, make in (
+            ("generator", self.generator.image_shape, lambda: self.generator(point)),
+            ("task.operator", self.operator.output_shape, lambda: self.operator(self.generator(point))),
+        ):
+            try:
+                with torch.no_grad():
+                    shape = tuple(make().shape)
+            except Exception as error:  # whatever a user's own module raises
+                raise RunError(f"{field}: fails on its first image ({type(error).__name__}: {error})") from error
+            if shape != (1, *expected):
+                raise RunError(f"{field}: gives {shape} for one image, but says {(1, *expected)}")
 
     @property
     def methods(self) -> list[Method]:
@@ -94,7 +112,7 @@ class Setting:
 
     @property
     def batches(self) -> list[range]:
-        count = len(self.images)
+        count = len(self.observations)
         return [range(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
 
     @property
@@ -110,11 +128,12 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | None = None) -> list[dict[str, Any]]:
+def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | None = None) -> list[Row]:
     """Work through all images; go on where an earlier call on the same folder stopped.
 
     Returns:
-        A row per image, as in results.jsonl; a row with ``error`` instead of ``metrics`` for an unreadable image.
+        A row per image, as in results.jsonl. A row with ``error`` has no result: an unreadable image, say. A row with
+        ``fault`` has the best found until something broke the work off, or left the finite numbers.
 
     Raises:
         RunError: if the folder holds another run, or another process is working in it.
@@ -127,23 +146,28 @@ def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | No
         raise RunError(f"hydra.run.dir={folder}: another process is working in this folder; choose another") from None
 
 
-def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopRequest) -> list[dict[str, Any]]:
+def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopRequest) -> list[Row]:
     claim(setting, folder)
+    rows: list[Row] = []
     for index, members in enumerate(setting.batches):
         stop.check()
-        finished = folder / "batches" / f"{index:04d}.jsonl"
+        batch = folder / "batches" / f"{index:04d}"
+        finished = batch.with_suffix(".jsonl")
         if finished.exists():
             display.step("finished before", setting.steps_per_batch, None)
-        else:
-            rows = _run_batch(setting, folder, index, members, display, stop)
-            write_atomically(finished, "".join(json.dumps(row) + "\n" for row in rows))
-        for leftover in (folder / "batches").glob(f"{index:04d}-*.ckpt"):
-            leftover.unlink()
-    rows = [
-        json.loads(line)
-        for index in range(len(setting.batches))
-        for line in (folder / "batches" / f"{index:04d}.jsonl").read_text().splitlines()
-    ]
+            rows += [json.loads(line) for line in finished.read_text().splitlines()]
+            continue
+        try:
+            found, complete = _run_batch(setting, folder, index, members, display, stop)
+            if complete:
+                write_atomically(finished, "".join(json.dumps(row) + "\n" for row in found))
+                for leftover in (*batch.parent.glob(f"{batch.name}-*.ckpt"), Path(f"{batch}-error.txt")):
+                    leftover.unlink(missing_ok=True)
+        except (
+            OSError
+        ) as error:  # such as a full disk: what is there stays, and the next call takes up this batch again
+            found = [{"index": member, "error": f"can't be written: {error}"} for member in members]
+        rows += found
     write_atomically(folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     for leftover in folder.rglob(".*.part"):  # of processes that were killed while they wrote a file
         leftover.unlink()
@@ -158,7 +182,7 @@ def claim(setting: Setting, folder: Path) -> None:
     parts["task"] = {name: value for name, value in (parts["task"] or {}).items() if name not in ("mask", "operator")}
     parts["operator"] = identity.fingerprint(setting.operator)
     parts["generator"] = setting.generator.provenance.get("sha256") or identity.fingerprint(setting.generator)
-    parts["images"] = [image.digest for image in _readable(setting.images)]
+    parts["images"] = list(_digests(setting.observations))
     parts["precision"] = (setting.trainer or {}).get("precision")
     parts["version"] = identity.versions()["ilo_lightning"]
     record = folder / "run.json"
@@ -177,40 +201,43 @@ def claim(setting: Setting, folder: Path) -> None:
     write_atomically(record, json.dumps({"identity": identity.identity(parts), "parts": parts}, indent=1))
 
 
-def _readable(images: Images) -> Iterator[Image]:
-    for index in range(len(images)):
+def _digests(observations: Observations) -> Iterator[str]:
+    for index in range(len(observations)):
         try:
-            yield images[index]
+            yield observations.digest(index)
         except DataError:
             continue
 
 
 def _run_batch(
     setting: Setting, folder: Path, index: int, members: range, display: Display, stop: StopRequest
-) -> list[dict[str, Any]]:
-    rows: dict[int, dict[str, Any]] = {}
-    images: dict[int, Image] = {}
+) -> tuple[list[Row], bool]:
+    """A row per image, and whether the batch was worked through: if something broke it off, the next call goes on."""
+    rows: dict[int, Row] = {}
+    known: dict[int, Observation] = {}
     for member in members:
         try:
-            images[member] = setting.images[member]
+            known[member] = setting.observations[member]
         except DataError as error:
             rows[member] = {"index": member, "error": str(error)}
-    if not images:
+    if not known:
         display.step("no readable image", setting.steps_per_batch, None)
-    else:
-        truth = torch.stack([image.pixels for image in images.values()])
-        measurement = observe(setting, list(images.values()))
-        runs: dict[str, Reconstruction] = {}
-        for method in setting.methods:
-            stop.check()
-            display.begin(f"batch {index + 1}/{len(setting.batches)}  {method.name}")
-            name = f"{index:04d}-{method.name}"
+        return [rows[member] for member in members], True
+    measurement = observe(list(known.values()))
+    digests = [observation.digest for observation in known.values()]
+    runs: dict[str, Reconstruction] = {}
+    fault: str | None = None
+    for method in setting.methods:
+        stop.check()
+        display.begin(f"batch {index + 1}/{len(setting.batches)}  {method.name}")
+        name = f"{index:04d}-{method.name}"
+        try:
             runs[method.name] = solve(
                 setting.generator,
                 setting.operator,
                 measurement,
                 method,
-                keys=[image.digest for image in images.values()],
+                keys=digests,
                 seed=setting.seed,
                 checkpoint=ResumeCheckpoint(
                     folder / "batches" / f"{name}.ckpt", setting.checkpoint_every_seconds, stop=stop
@@ -224,51 +251,48 @@ def _run_batch(
                     "config": dict(setting.config),
                     "versions": identity.versions(),
                     "commit": identity.commit(),
-                    "batch": [image.digest for image in images.values()],
+                    "batch": digests,
                 },
             )
-        for place, (member, image) in enumerate(images.items()):
-            target = folder / "images" / image.name
-            rows[member] = _write_image(
-                setting, target, member, image, measurement.select([place]), truth[place], runs, place
-            )
-            rows[member]["folder"] = str(target.relative_to(folder))
-            rows[member]["batch"] = index
-    return [rows[member] for member in members]
-
-
-def observe(setting: Setting, images: Sequence[Image]) -> Measurement:
-    """Measure images: y = A(x) + noise, each image's noise from its own content, the seed and nothing else."""
-    dtype = next(tensor.dtype for tensor in setting.generator.state_dict().values() if tensor.is_floating_point())
-    device = next(setting.operator.buffers()).device
-    truth = torch.stack([image.pixels for image in images]).to(device, dtype)
-    with torch.no_grad():
-        rngs = [generator_for(setting.seed, image.digest, "measurement noise") for image in images]
-        return measure(setting.operator, setting.noise, truth, rngs)
+        except SolveError as error:
+            fault = str(error)
+            write_atomically(folder / "batches" / f"{index:04d}-error.txt", "".join(traceback.format_exception(error)))
+            if error.reconstruction is not None:
+                runs[method.name] = error.reconstruction
+    for place, (member, observation) in enumerate(known.items()):
+        if setting.method.name in runs:
+            target = folder / "images" / observation.name
+            row = _write_image(setting, target, member, observation, runs, place)
+            row |= {"folder": str(target.relative_to(folder)), "batch": index}
+            rows[member] = row if fault is None else row | {"fault": fault}
+        else:
+            rows[member] = {"index": member, "image": observation.name, "error": fault}
+    return [rows[member] for member in members], fault is None
 
 
 def _write_image(
     setting: Setting,
     target: Path,
     member: int,
-    image: Image,
-    measurement: Measurement,
-    truth: Tensor,
+    observation: Observation,
     runs: Mapping[str, Reconstruction],
     place: int,
-) -> dict[str, Any]:
+) -> Row:
     """Solution, pictures and figure of one image; its row of results.jsonl."""
-    device = next(setting.operator.buffers()).device  # the first fit has moved it, after the measurement was made
-    observed = setting.operator.picture(measurement.y.to(device))[0].cpu()
-    save_png(truth, target / "truth.png")
+    truth = observation.truth
+    y = observation.measurement.y.to(device_of(setting.operator))  # the first fit has moved it, after y was made
+    observed = setting.operator.picture(y)[0].cpu()
+    if truth is not None:
+        save_png(truth, target / "truth.png")
     save_png(observed, target / "measurement.png")
-    measurement.save(
-        target / "measurement.safetensors",
-        {"task": setting.config.get("task"), "image_shape": list(setting.operator.input_shape), "image": image.name},
+    observation.measurement.save(
+        target / "measurement.safetensors", header(setting.operator, setting.config.get("task"), observation.name)
     )
     panels = [_panel("measurement", observed)]
-    outcomes: dict[str, dict[str, Any]] = {}
+    outcomes: dict[str, Row] = {}
     for method in setting.methods:
+        if method.name not in runs:
+            continue
         suffix = "" if method is setting.method else f"-{method.name}"
         path = target / f"solution{suffix}.safetensors"
         reconstruction = runs[method.name]
@@ -276,37 +300,37 @@ def _write_image(
         # What is shown and scored is what the file decodes to, on its own.
         solution = Solution.load(path)
         decoded = solution.decode(setting.generator).cpu()
-        save_png(decoded, target / f"reconstruction{suffix}.png")
-        scores = {name: values[0] for name, values in metrics.evaluate(decoded[None], truth[None]).items()}
+        save_png(decoded.nan_to_num(nan=0.0), target / f"reconstruction{suffix}.png")
+        scores = _scores(decoded, truth)
         stages = []
-        for stage, pictures in zip(method.schedule.stages, reconstruction.strip, strict=True):
-            psnr = float(metrics.psnr(pictures[place][None], truth[None])[0])
-            # Where a stage diverged, the best iterate is from another; JSON has no NaN.
-            stages.append({"layer": stage.layer, "steps": stage.steps, "psnr": psnr if math.isfinite(psnr) else None})
+        # A method that was broken off has fewer pictures than stages.
+        for stage, pictures in zip(method.schedule.stages, reconstruction.strip, strict=False):
+            psnr = _scores(pictures[place], truth).get("psnr")
+            stages.append({"layer": stage.layer, "steps": stage.steps, "psnr": psnr})
             if method is setting.method and len(method.schedule) > 1:
                 panels.append(_panel(f"{method.name}: after layer {stage.layer}", pictures[place], psnr))
-        panels.append(
-            _panel(f"{method.name}: result" if method is setting.method else method.name, decoded, scores["psnr"])
-        )
+        title = f"{method.name}: result" if method is setting.method else method.name
+        panels.append(_panel(title, decoded, scores.get("psnr")))
         outcomes[method.name] = {
             "method": method.name,
             "metrics": scores,
-            "data_fit": solution.info["data_fit"],
-            "evaluations": solution.info["evaluations"],
-            "seconds": solution.info["seconds"],
+            **{name: solution.info[name] for name in ("data_fit", "evaluations", "seconds")},
             "stages": stages,
         }
-    panels.append(_panel("truth", truth))
+        if "fault" in solution.info:
+            outcomes[method.name]["fault"] = solution.info["fault"]
+    if truth is not None:
+        panels.append(_panel("truth", truth))
     save_figure(panels, target / "figure.png")
     outcome = outcomes[setting.method.name]
     return {
-        "image": image.name,
+        "image": observation.name,
         "index": member,
-        "digest": image.digest,
+        "digest": observation.digest,
         "task": setting.task_name,
         **outcome,
         "protocols": {name: metrics.PROTOCOLS[name] for name in outcome["metrics"]},
-        "baseline": outcomes[setting.baseline.name] if setting.baseline else None,
+        "baseline": outcomes.get(setting.baseline.name) if setting.baseline else None,
         "seed": setting.seed,
         "operator_seed": setting.config.get("task", {}).get("seed"),
         "versions": identity.versions(),
@@ -314,6 +338,14 @@ def _write_image(
         "batch_size": len(runs[setting.method.name].solutions),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _scores(image: Tensor, truth: Tensor | None) -> dict[str, float | None]:
+    """Metrics of one image; none without a truth, None where one isn't finite (JSON has no NaN)."""
+    if truth is None:
+        return {}
+    values = {name: values[0] for name, values in metrics.evaluate(image[None], truth[None]).items()}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _panel(title: str, image: Tensor, psnr: float | None = None) -> Panel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from .callbacks import (
 from .callbacks.progress import Display, QuietDisplay
 from .callbacks.sphere import project_to_spheres
 from .generators.base import LatentPoint, LayeredGenerator, variable_of
+from .interrupt import Interrupted
 from .operators.base import ForwardOperator, Measurement
 from .problem import DataFit, InverseProblem, index_of
 from .randomness import derive_seed, generator_for
@@ -52,6 +54,15 @@ class Reconstruction:
 
     solutions: list[Solution]
     strip: list[Tensor]
+
+
+class SolveError(RuntimeError):
+    """Something broke the optimisation off; ``reconstruction`` holds the best points found before, if there were any.
+    The cause is chained."""
+
+    def __init__(self, message: str, reconstruction: Reconstruction | None):
+        super().__init__(message)
+        self.reconstruction = reconstruction
 
 
 def check_method(method: Method, generator: LayeredGenerator) -> None:
@@ -211,10 +222,12 @@ def solve(
         info: JSON values to store with every solution.
 
     Returns:
-        Solutions in the order of ``keys``, and what each stage ended with.
+        Solutions in the order of ``keys``, and what each stage ended with. Where the data fit of an image left the
+        finite numbers, the ``info`` of its solution has a ``fault``; the solution is the best before.
 
     Raises:
         ScheduleError: if the generator can't serve the method.
+        SolveError: if a step failed: out of memory, an error in a user's module.
         Interrupted: if ``checkpoint.stop`` was set; the checkpoint is saved.
     """
     check_method(method if init is None else replace(method, space=init.space), generator)
@@ -243,6 +256,7 @@ def solve(
             enable_checkpointing=checkpoint is not None,
             default_root_dir=checkpoint.path.parent if checkpoint else None,
         )
+        broken: Exception | None = None
         try:
             fit.fit(problem, ckpt_path=resume, weights_only=True)
         except SystemExit:
@@ -250,26 +264,62 @@ def solve(
             if checkpoint is not None:
                 checkpoint.stop.check()
             raise
-    assert best.fit is not None
+        except Interrupted:
+            raise
+        except Exception as error:
+            broken = error
     courses = torch.stack(history.fit).cpu() if history.fit else torch.zeros(0, len(keys))
-    solutions = [
-        Solution(
-            best_point.to("cpu"),
-            courses[:, i].clone(),
-            {
-                **(info or {}),
-                "method": method.name,
-                "key": key,
-                "seed": seed,
-                "image_seed": derive_seed(seed, key, "initial point"),
-                "data_fit": float(best.fit[i]),
-                "evaluations": problem.evaluations,
-                "seconds": round(history.seconds, 3),
-                "stage": history.stage,
-                "layers": [stage.layer for stage in method.schedule.stages],
-                "generator": dict(generator.provenance),
-            },
-        )
-        for i, (key, best_point) in enumerate(zip(keys, best.points, strict=True))
-    ]
-    return Reconstruction(solutions, strip.pictures)
+    reconstruction = None
+    if best.fit is not None:
+        solutions = [
+            Solution(
+                best_point.to("cpu"),
+                courses[:, i].clone(),
+                {
+                    **(info or {}),
+                    "method": method.name,
+                    "key": key,
+                    "seed": seed,
+                    "image_seed": derive_seed(seed, key, "initial point"),
+                    "data_fit": _finite(best.fit[i]),
+                    "evaluations": problem.evaluations,
+                    "seconds": round(history.seconds, 3),
+                    "stage": history.stage,
+                    "layers": [stage.layer for stage in method.schedule.stages],
+                    "generator": dict(generator.provenance),
+                    **_fault(courses[:, i], history.stage),
+                },
+            )
+            for i, (key, best_point) in enumerate(zip(keys, best.points, strict=True))
+        ]
+        reconstruction = Reconstruction(solutions, strip.pictures)
+    if broken is not None:
+        raise SolveError(_describe(broken, len(courses), method.schedule.steps, len(keys)), reconstruction) from broken
+    assert reconstruction is not None
+    return reconstruction
+
+
+def _finite(value: Tensor) -> float | None:
+    """A number for JSON, which has neither NaN nor infinity."""
+    return float(value) if bool(value.isfinite()) else None
+
+
+def _fault(course: Tensor, stages: Sequence[int]) -> dict[str, str]:
+    """``fault`` for an image whose data fit was not finite at some step."""
+    steps = (~course.isfinite()).nonzero().flatten().tolist()
+    if not steps:
+        return {}
+    return {
+        "fault": f"data fit not finite from step {steps[0] + 1} on (stage {stages[steps[0]] + 1}); kept the best "
+        "before; lower method.lr"
+    }
+
+
+def _describe(error: Exception, step: int, steps: int, images: int) -> str:
+    """One line on what broke the optimisation off, and what may help."""
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    message = f"broken off at step {step + 1} of {steps}: {type(error).__name__}: {first_line}"
+    memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or re.search(
+        r"out of memory|can't allocate memory|not enough memory", str(error), re.IGNORECASE
+    )
+    return f"{message}; out of memory with {images} images at once: lower data.batch_size" if memory else message

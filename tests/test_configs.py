@@ -28,7 +28,7 @@ def test_composes_and_instantiates(group: str, name: str, tmp_path: Path):
         overrides.append(f"generator.checkpoint={tmp_path / 'own.safetensors'}")
     with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
         setting = build(compose("config", overrides=overrides))
-    assert len(setting.images) >= 1
+    assert len(setting.observations) >= 1
     assert setting.operator.input_shape == setting.generator.image_shape
 
 

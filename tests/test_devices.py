@@ -16,6 +16,7 @@ from ilo_lightning.callbacks.progress import QuietDisplay
 from ilo_lightning.data.images import load_images
 from ilo_lightning.generators.checkpoints import save_generator
 from ilo_lightning.main import main
+from ilo_lightning.observations import Simulated
 from ilo_lightning.operators import GaussianNoise, Inpainting, PartialCirculant, SuperResolution
 from ilo_lightning.schedule import Method
 from ilo_lightning.solve import Reconstruction, _new_trainer, solve
@@ -111,13 +112,13 @@ def test_a_whole_run_on_a_device(operator, pictures: Path, tmp_path: Path, monke
 
     def rows(folder: Path) -> list[dict]:
         generator = small_stylegan2(dtype=torch.float32)
+        images, forward = load_images(pictures, generator.image_shape), operator(generator.image_shape, **arguments)
         setting = pipeline.Setting(
             config={},
             generator=generator,
-            operator=operator(generator.image_shape, **arguments),
-            noise=GaussianNoise(0.1),
+            operator=forward,
             method=ilo(steps=2),
-            images=load_images(pictures, generator.image_shape),
+            observations=Simulated(images, forward, GaussianNoise(0.1), 0, generator.dtype),
             batch_size=2,
         )
         return pipeline.run(setting, folder, QuietDisplay())

@@ -16,7 +16,7 @@ from ilo_lightning.solve import Reconstruction, solve
 from tests.test_solve import KEYS, ilo, problem
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 

@@ -137,7 +137,7 @@ def test_one_unreadable_picture_does_not_stop_the_others(checkpoint: Path, pictu
     rows = rows_of(tmp_path / "run")
     assert ["error" in row for row in rows] == [False, True, False]
     assert "face1.png" in rows[1]["error"]
-    assert "face1.png" in capsys.readouterr().out
+    assert "face1.png" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_not_repeated(checkpoint: Path, pictures: Path, tmp_path: Path):

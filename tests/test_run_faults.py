@@ -20,13 +20,15 @@ from ilo_lightning.data.images import Images, load_images
 from ilo_lightning.generators.checkpoints import CheckpointError, load_generator, save_generator
 from ilo_lightning.interrupt import Interrupted, listen
 from ilo_lightning.main import main
+from ilo_lightning.observations import Simulated
 from ilo_lightning.operators import Denoising, GaussianNoise
+from ilo_lightning.problem import InverseProblem
 from ilo_lightning.schedule import Method, ScheduleError
 from ilo_lightning.solution import Solution, SolutionError
 from ilo_lightning.solve import check_trainer, solve
 from tests.networks import rngs, small_stylegan2
 from tests.test_resume import assert_same
-from tests.test_run import arguments
+from tests.test_run import arguments, rows_of
 from tests.test_solve import KEYS, ilo, problem
 
 
@@ -51,15 +53,50 @@ def test_a_log_survives_a_restart(checkpoint: Path, pictures: Path, tmp_path: Pa
     assert len((before.parents[1] / "version_1" / "metrics.csv").read_text().splitlines()) > 2
 
 
-def test_a_crash_is_not_a_refusal(checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch, capfd):
+def test_what_breaks_off_a_batch_keeps_its_best_and_is_taken_up_again(
+    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch, capfd
+):
+    """Out of memory in the first of two batches: the second is done; the next call goes on from the checkpoint."""
+    assert main(arguments(checkpoint, pictures, tmp_path / "whole")) == 0
+    capfd.readouterr()
+    step, steps = InverseProblem.training_step, 0
+
+    def out_of_memory(self, *args):
+        nonlocal steps
+        steps += 1
+        if steps == 6:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+        return step(self, *args)
+
+    monkeypatch.setattr(InverseProblem, "training_step", out_of_memory)
+    assert main(arguments(checkpoint, pictures, tmp_path / "run")) == 3
+    said = capfd.readouterr().err
+    assert "face0: broken off at step 6 of 12" in said and "lower data.batch_size" in said and "Traceback" not in said
+    assert "OutOfMemoryError" in (tmp_path / "run" / "batches" / "0000-error.txt").read_text()
+    rows = rows_of(tmp_path / "run")
+    assert ["fault" in row for row in rows] == [True, True, False]
+    history = Solution.load(tmp_path / "run" / rows[0]["folder"] / "solution.safetensors").history
+    assert rows[0]["data_fit"] == pytest.approx(float(history.min()))
+
+    monkeypatch.undo()
+    assert main(arguments(checkpoint, pictures, tmp_path / "run")) == 0
+    timing = ("seconds", "finished")
+    expected, found = (
+        [{key: value for key, value in row.items() if key not in timing} for row in rows_of(tmp_path / name)]
+        for name in ("whole", "run")
+    )
+    assert expected == found
+    assert not list((tmp_path / "run" / "batches").glob("*error*"))
+
+
+def test_a_fault_in_the_project_itself_is_no_refusal(checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch):
     """Exit code 2 promises that nothing was begun."""
 
     def broken(*args, **kwargs):
-        raise RuntimeError("CUDA out of memory")
+        raise AssertionError("a bug")
 
     monkeypatch.setattr(pipeline, "solve", broken)
     assert main(arguments(checkpoint, pictures, tmp_path)) == 1
-    assert "CUDA out of memory" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -174,7 +211,7 @@ def test_what_killed_processes_left_is_removed(checkpoint: Path, pictures: Path,
 def test_an_optimisation_that_diverges_still_gives_its_best(checkpoint: Path, pictures: Path, tmp_path: Path):
     """The stage's last picture is no picture at all, the best iterate is the first point; the row is JSON."""
     diverging = ["method.lr=1e30", "method.radius=null", "method.spheres=[]", "data.limit=1"]
-    assert main(arguments(checkpoint, pictures, tmp_path, *diverging)) == 0
+    assert main(arguments(checkpoint, pictures, tmp_path, *diverging)) == 3
 
     def refuse(constant: str):
         raise AssertionError(f"{constant} is not JSON")
@@ -183,6 +220,7 @@ def test_an_optimisation_that_diverges_still_gives_its_best(checkpoint: Path, pi
     row = json.loads(text, parse_constant=refuse)
     assert row["stages"][-1]["psnr"] is None
     assert row["metrics"]["psnr"] > 0
+    assert "data fit not finite from step 2 on" in row["fault"]
     Image.open(tmp_path / row["folder"] / "figure.png").verify()
 
 
@@ -311,13 +349,13 @@ def test_images_are_not_all_held_in_memory(pictures: Path, tmp_path: Path, monke
         return image
 
     monkeypatch.setattr(Images, "__getitem__", noting)
+    operator, images = Denoising(generator.image_shape), load_images(pictures, generator.image_shape)
     setting = pipeline.Setting(
         config={},
         generator=generator,
-        operator=Denoising(generator.image_shape),
-        noise=GaussianNoise(0.1),
+        operator=operator,
         method=ilo(),
-        images=load_images(pictures, generator.image_shape),
+        observations=Simulated(images, operator, GaussianNoise(0.1), 0, generator.dtype),
     )
     pipeline.claim(setting, tmp_path)
-    assert len(setting.images) == 3 and most <= 2
+    assert len(setting.observations) == 3 and most <= 2

@@ -45,20 +45,22 @@ class ResumeCheckpoint(Checkpoint):
         if not self.path.exists():
             return None
         try:
-            torch.load(self.path, map_location="meta", weights_only=True)
+            torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # what torch raises for a damaged file is not documented
             warnings.warn(f"{self.path}: damaged ({type(error).__name__}); starting this batch again", stacklevel=2)
             return None
         return self.path
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Save now."""
+        """Save now. Where that fails (a full disk), warn and go on: the file saved before stays."""
         part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         try:
             trainer.save_checkpoint(part, weights_only=False)
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(part, self.path)
+        except (OSError, RuntimeError) as error:  # torch.save reports a failed write as a RuntimeError
+            warnings.warn(f"{self.path}: can't be saved ({' '.join(str(error).split())[:200]}); going on", stacklevel=2)
         finally:
             part.unlink(missing_ok=True)
         self._saved_at = time.monotonic()

@@ -57,13 +57,17 @@ class Images(Dataset[Image]):
     Args:
         sources: name -> a function that opens the picture, and what to call it in an error.
         image_shape: ``(C, H, W)`` of every prepared picture.
+        exact: refuse a picture of another size or with transparency, instead of fitting it.
     """
 
     def __init__(
-        self, sources: Sequence[tuple[str, Callable[[], PIL.Image.Image], str]], image_shape: tuple[int, int, int]
+        self,
+        sources: Sequence[tuple[str, Callable[[], PIL.Image.Image], str]],
+        image_shape: tuple[int, int, int],
+        exact: bool = False,
     ) -> None:
         self._sources = tuple(sources)
-        self.image_shape = image_shape
+        self.image_shape, self.exact = image_shape, exact
 
     @property
     def names(self) -> list[str]:
@@ -80,14 +84,14 @@ class Images(Dataset[Image]):
             DataError: if it can't be read, naming the file.
             IndexError: if there is no such picture.
         """
-        name, open_picture, where = self._sources[index]
-        pixels = _read(open_picture, where, self.image_shape)
+        name, open_picture, named = self._sources[index]
+        pixels = _read(open_picture, named, self.image_shape, self.exact)
         content = np.ascontiguousarray(pixels.numpy(), dtype="<f4").tobytes()
         digest = hashlib.sha256(f"float32 {list(pixels.shape)} ".encode() + content).hexdigest()
         return Image(name, pixels, digest)
 
 
-def load_images(path: str | Path, image_shape: Sequence[int], limit: int | None = None) -> Images:
+def load_images(path: str | Path, image_shape: Sequence[int], limit: int | None = None, exact: bool = False) -> Images:
     """The pictures at ``path``, in sorted order, prepared for a generator of ``image_shape``.
 
     Args:
@@ -96,6 +100,7 @@ def load_images(path: str | Path, image_shape: Sequence[int], limit: int | None 
             understood, see `files.locate`.
         image_shape: ``(C, H, W)``; C is 3 for colour or 1 for grey.
         limit: only the first so many.
+        exact: the pixels themselves count: a picture of another size or with transparency is refused when it is read.
 
     Returns:
         A lazy dataset. Names are the files' stems, ``stem-1``, ``stem-2`` for further files of one stem, and
@@ -111,15 +116,12 @@ def load_images(path: str | Path, image_shape: Sequence[int], limit: int | None 
         raise ValueError(f"image_shape must be (1 or 3, height, width), got {tuple(image_shape)}")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise DataError(f"data.limit={limit}: must be a whole number, at least 1, or null for all pictures")
-    try:
-        located = locate(path)
-    except ModuleNotFoundError as error:
-        raise DataError(f"data.path={path}: {error}; after pkg:// comes the name of an installed package") from error
+    located = _locate(path)
     if located.suffix.lower() == ".npz" and located.is_file():
         sources = _array_sources(located, path, limit)
     else:
-        sources = _file_sources(_files(located, path), path)
-    return Images(sources[:limit], shape)
+        sources = _file_sources(list_files(path), path)
+    return Images(sources[:limit], shape, exact)
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -148,49 +150,62 @@ def save_png(image: Tensor, path: str | Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _files(located: Path, path: str | Path) -> list[Path]:
-    """The files that ``data.path`` names, sorted; at least one."""
+def list_files(path: str | Path, further: Sequence[str] = ()) -> list[Path]:
+    """The files that ``data.path`` names, sorted; at least one. In folders and globs, those with a picture's suffix or
+    one of ``further``.
+
+    Raises:
+        DataError: if there is none.
+    """
+    located = _locate(path)
     if located.is_file():
         return [located]
+    suffixes = SUFFIXES | set(further)
     if located.is_dir():
-        files = [file for file in sorted(located.iterdir()) if _is_picture(file)]
-        if not files:
-            raise DataError(
-                f"data.path={path}: the folder holds no pictures. Pictures in folders inside it are found by "
-                f"a glob, such as {Path(path) / '*' / '*.png'}; recognised are {' '.join(sorted(SUFFIXES))}"
-            )
-        return files
-    if any(character in str(located) for character in "*?["):
-        matches = [Path(match) for match in sorted(glob.glob(str(located), recursive=True))]
-        files = [file for file in matches if _is_picture(file)]
-        if not files:
-            raise DataError(
-                f"data.path={path}: none of the {len(matches)} matches of this glob is a picture; "
-                f"recognised are {' '.join(sorted(SUFFIXES))}"
-            )
-        return files
-    raise DataError(
-        f"data.path={path}: no such file or folder (looked at {located.absolute()}). "
-        "Name a picture, a folder of pictures, a glob or an .npz file"
-    )
+        found, what = sorted(located.iterdir()), "the folder holds no"
+        more = f"Those in folders inside it are found by a glob, such as {Path(path) / '*' / '*.png'}; "
+    elif any(character in str(located) for character in "*?["):
+        found = [Path(match) for match in sorted(glob.glob(str(located), recursive=True))]
+        what, more = f"none of the {len(found)} matches of this glob is among the", ""
+    else:
+        raise DataError(
+            f"data.path={path}: no such file or folder (looked at {located.absolute()}). "
+            "Name a picture, a folder of pictures, a glob or an .npz file"
+        )
+    files = [file for file in found if file.suffix.lower() in suffixes and not file.name.startswith(".")]
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise DataError(f"data.path={path}: {what} pictures. {more}recognised are {' '.join(sorted(suffixes))}")
+    return files
 
 
-def _is_picture(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, with -1, -2, … after those that were there before (names become folders: on some systems, A is a)."""
+    reserved = {name.casefold() for name in names}
+    taken: set[str] = set()
+    result = []
+    for stem in names:
+        name, index = stem, 0
+        while name.casefold() in taken or (index and name.casefold() in reserved):
+            index += 1
+            name = f"{stem}-{index}"
+        taken.add(name.casefold())
+        result.append(name)
+    return result
+
+
+def _locate(path: str | Path) -> Path:
+    try:
+        return locate(path)
+    except ModuleNotFoundError as error:
+        raise DataError(f"data.path={path}: {error}; after pkg:// comes the name of an installed package") from error
 
 
 def _file_sources(files: list[Path], path: str | Path) -> list[tuple[str, Callable[[], PIL.Image.Image], str]]:
-    stems = {file.stem.casefold() for file in files}  # names become folders: on some systems A and a are one
-    taken: set[str] = set()
-    sources = []
-    for file in files:
-        name, index = file.stem, 0
-        while name.casefold() in taken or (index and name.casefold() in stems):
-            index += 1
-            name = f"{file.stem}-{index}"
-        taken.add(name.casefold())
-        sources.append((name, partial(PIL.Image.open, file), _where(path, str(file))))
-    return sources
+    names = distinct([file.stem for file in files])
+    return [
+        (name, partial(PIL.Image.open, file), where(path, str(file))) for name, file in zip(names, files, strict=True)
+    ]
 
 
 def _array_sources(
@@ -213,36 +228,45 @@ def _array_sources(
     if limit is not None:
         images = images[:limit].copy()
     return [
-        (f"{file.stem}-{index:04d}", partial(PIL.Image.fromarray, image), _where(path, f"image {index}"))
+        (f"{file.stem}-{index:04d}", partial(PIL.Image.fromarray, image), where(path, f"image {index}"))
         for index, image in enumerate(images)
     ]
 
 
-def _where(path: str | Path, part: str) -> str:
+def where(path: str | Path, part: str) -> str:
     """How an error names a picture: what the user wrote, and which part of that it is."""
     return f"data.path={path}" if part == str(path) else f"data.path={path}: {part}"
 
 
-def _read(open_picture: Callable[[], PIL.Image.Image], where: str, image_shape: tuple[int, int, int]) -> Tensor:
+def _read(
+    open_picture: Callable[[], PIL.Image.Image], named: str, image_shape: tuple[int, int, int], exact: bool
+) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
             with open_picture() as picture:
-                return _prepare(picture, image_shape)
+                return _prepare(picture, image_shape, exact)
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise DataError(f"{where}: too large to be opened safely ({error}); scale it down") from error
+        raise DataError(f"{named}: too large to be opened safely ({error}); scale it down") from error
     except PIL.UnidentifiedImageError as error:
-        raise DataError(f"{where}: not an image that Pillow can open; convert it to PNG") from error
+        raise DataError(f"{named}: not an image that Pillow can open; convert it to PNG") from error
     except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+        raise DataError(f"{named}: {error}") from None
     # Pillow's readers report a damaged file in many ways, struct.error and IndexError among them.
     except Exception as error:
-        raise DataError(f"{where}: can't be read ({error}); the file may be damaged or truncated") from error
+        raise DataError(f"{named}: can't be read ({error}); the file may be damaged or truncated") from error
 
 
-def _prepare(picture: PIL.Image.Image, image_shape: tuple[int, int, int]) -> Tensor:
+def _prepare(picture: PIL.Image.Image, image_shape: tuple[int, int, int], exact: bool) -> Tensor:
     channels, height, width = image_shape
-    picture = _crop_to_aspect(_to_rgb(picture), height, width)
+    if exact and picture.has_transparency_data:
+        raise DataError("transparent pixels say nothing about what was measured; save it without transparency")
+    picture = _to_rgb(picture)
+    if exact and picture.size != (width, height):
+        raise DataError(
+            f"{picture.width}×{picture.height} pixels, but this task measures {width}×{height} (width×height)"
+        )
+    picture = _crop_to_aspect(picture, height, width)
     if channels == 1:
         picture = picture.convert("L")
     if picture.size != (width, height):

@@ -106,6 +106,12 @@ class LayeredGenerator(nn.Module, ABC):
         """Where the weights are."""
         return next((tensor.device for tensor in self.state_dict().values()), torch.device("cpu"))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of points and images."""
+        floating = (tensor.dtype for tensor in self.state_dict().values() if tensor.is_floating_point())
+        return next(floating, torch.get_default_dtype())
+
     @abstractmethod
     def sample(self, rngs: Sequence[torch.Generator], space: str | None = None) -> LatentPoint:
         """Draw a random point at layer 0, one image per (CPU) random generator, so that batches don't matter."""

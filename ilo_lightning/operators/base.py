@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 
 FORMAT = "ilo_lightning.measurement/1"
+
+
+class MeasurementError(ValueError):
+    """A file that is not a measurement; the message says why."""
 
 
 class ForwardOperator(nn.Module, ABC):
@@ -40,6 +45,8 @@ class ForwardOperator(nn.Module, ABC):
     """(C, H, W) of the images."""
     output_shape: tuple[int, ...]
     """Shape of one image's y."""
+    measures_pictures: ClassVar[bool] = False
+    """Whether y is itself a picture ``(C, H', W')`` in [-1, 1], so that a picture from disk can be a measurement."""
     _weight: Tensor
 
     def __init__(
@@ -112,6 +119,52 @@ class Measurement:
     def to(self, *args, **kwargs) -> Measurement:
         """``Tensor.to`` on y and weight (device, dtype)."""
         return replace(self, y=self.y.to(*args, **kwargs), weight=self.weight.to(*args, **kwargs))
+
+    @staticmethod
+    def cat(measurements: Sequence[Measurement]) -> Measurement:
+        """One batch of several measurements of one shape; a weight that all share stays shared."""
+        y = torch.cat([measurement.y for measurement in measurements])
+        weights = [measurement.weight for measurement in measurements]
+        if all(len(weight) == 1 and torch.equal(weight, weights[0]) for weight in weights):
+            return Measurement(y, weights[0])
+        return Measurement(y, torch.cat([m.weight.expand(len(m), *m.weight.shape[1:]) for m in measurements]))
+
+    @staticmethod
+    def read_info(path: str | Path) -> dict[str, Any]:
+        """Only the header's ``info`` of a file written by ``save``.
+
+        Raises:
+            MeasurementError: if the file is missing, damaged or something else.
+        """
+        try:
+            with safe_open(Path(path), framework="pt") as file:
+                header = file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise MeasurementError(f"not a readable safetensors file ({error})") from error
+        if header.get("format") != FORMAT:
+            raise MeasurementError(f"no measurement: its header has format {header.get('format')!r}, not {FORMAT!r}")
+        try:
+            info = json.loads(header["info"])
+        except (KeyError, ValueError) as error:
+            raise MeasurementError(f"its header is damaged ({error})") from error
+        return info if isinstance(info, dict) else {}
+
+    @classmethod
+    def load(cls, path: str | Path) -> tuple[Measurement, dict[str, Any]]:
+        """Read a file written by ``save``: the measurement, on the CPU, and ``info``. Runs nothing that a file holds.
+
+        Raises:
+            MeasurementError: if the file is missing, damaged or something else, or y isn't finite.
+        """
+        info = cls.read_info(path)
+        try:
+            with safe_open(Path(path), framework="pt") as file:
+                measurement = cls(file.get_tensor("y"), file.get_tensor("weight"))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise MeasurementError(f"its tensors don't make a measurement ({error})") from error
+        if not measurement.y.is_floating_point() or not bool(measurement.y.isfinite().all()):
+            raise MeasurementError("its y holds values that are no finite floating-point numbers")
+        return measurement, info
 
     def save(self, path: str | Path, info: Mapping[str, Any]) -> None:
         """Write one safetensors file: tensors ``y`` and ``weight``, and a header that holds ``info`` (JSON values,

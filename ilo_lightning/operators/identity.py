@@ -19,6 +19,8 @@ class Denoising(LinearOperator):
         ValueError: if ``image_shape`` is not three positive integers.
     """
 
+    measures_pictures = True
+
     def __init__(self, image_shape: Sequence[int]) -> None:
         shape = check_image_shape(image_shape)
         super().__init__(shape, shape)

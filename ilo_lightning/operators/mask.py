@@ -46,6 +46,8 @@ class Inpainting(LinearOperator):
             inside the image; if the mask can't be read or has another size; if nothing is observed.
     """
 
+    measures_pictures = True
+
     def __init__(
         self,
         image_shape: Sequence[int],

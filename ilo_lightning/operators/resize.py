@@ -28,6 +28,8 @@ class SuperResolution(LinearOperator):
         ValueError: if ``factor`` is not such an integer, or ``kernel`` is neither.
     """
 
+    measures_pictures = True
+
     _rows: Tensor
     _columns: Tensor
 

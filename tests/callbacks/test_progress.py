@@ -19,6 +19,7 @@ from ilo_lightning.callbacks import ResumeCheckpoint
 from ilo_lightning.callbacks.progress import PlainDisplay, QuietDisplay, RichDisplay, display
 from ilo_lightning.data.images import load_images
 from ilo_lightning.interrupt import Interrupted, StopRequest
+from ilo_lightning.observations import Simulated
 from ilo_lightning.operators import GaussianNoise, Inpainting
 from ilo_lightning.schedule import Method
 from ilo_lightning.solve import solve
@@ -120,14 +121,14 @@ class StopAfter(QuietDisplay):
 
 def setting_of(pictures: Path, baseline: Method | None) -> pipeline.Setting:
     generator = small_stylegan2()
+    operator, images = Inpainting(generator.image_shape), load_images(pictures, generator.image_shape)
     return pipeline.Setting(
         config={},
         generator=generator,
-        operator=Inpainting(generator.image_shape),
-        noise=GaussianNoise(0.0),
+        operator=operator,
         method=METHOD,
         baseline=baseline,
-        images=load_images(pictures, generator.image_shape),
+        observations=Simulated(images, operator, GaussianNoise(0.0), 0, generator.dtype),
         batch_size=1,
         trainer={"accelerator": "cpu"},
     )

@@ -1,0 +1,213 @@
+"""What a run works on: measurements, made of pictures that are the truth or given without one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import identity
+from .data.images import DataError, Images, distinct, list_files, load_images, where
+from .operators.base import ForwardOperator, Measurement, MeasurementError, measure
+from .operators.noise import NoiseModel
+from .randomness import generator_for
+
+MODES = ("simulated", "measured")
+MEASUREMENT_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What is known of one image.
+
+    Args:
+        name: unique in its run, and fit for a file name.
+        digest: SHA-256 of what was given, the picture or the measurement; the image's randomness comes from it.
+        measurement: y, a batch of one.
+        truth: ``(C, H, W)`` in [-1, 1]; None where only y is known.
+    """
+
+    name: str
+    digest: str
+    measurement: Measurement
+    truth: Tensor | None
+
+
+class Observations(Sequence[Observation]):
+    """Named observations, each read when it is asked for; what can't be read raises ``DataError``."""
+
+    @abstractmethod
+    def digest(self, index: int) -> str:
+        """The digest of one observation, without measuring anything."""
+
+
+class Simulated(Observations):
+    """Pictures are the truth; y = A(x) + noise, each with noise from its own content, the seed and nothing else.
+
+    Args:
+        images: the pictures.
+        operator: A.
+        noise: what is added.
+        seed: of the noise.
+        dtype: in which A is computed.
+    """
+
+    def __init__(
+        self, images: Images, operator: ForwardOperator, noise: NoiseModel, seed: int, dtype: torch.dtype
+    ) -> None:
+        self.images, self.operator, self.noise, self.seed, self.dtype = images, operator, noise, seed, dtype
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Observation:  # pyright: ignore[reportIncompatibleMethodOverride]
+        image = self.images[index]
+        truth = image.pixels.to(device_of(self.operator), self.dtype)
+        rng = generator_for(self.seed, image.digest, "measurement noise")
+        measurement = measure(self.operator, self.noise, truth[None], [rng])
+        return Observation(image.name, image.digest, measurement, image.pixels)
+
+    def digest(self, index: int) -> str:
+        return self.images[index].digest
+
+
+class Measured(Observations):
+    """Only y is given: files of ``Measurement.save``, or pictures where y is one (masked, small, noisy).
+
+    Args:
+        path: ``data.path``: a file, folder or glob; or an .npz of pictures of the size of y.
+        operator: A that made them.
+        task: the resolved task configuration, to compare with what a measurement file says.
+        limit: only the first so many.
+        dtype: of y.
+
+    Raises:
+        DataError: if there is nothing to load.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        operator: ForwardOperator,
+        task: Mapping[str, Any],
+        limit: int | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.operator, self.task, self.dtype = operator, task, dtype
+        files = list_files(path, [MEASUREMENT_SUFFIX])
+        self._files = files[:limit] if files and all(file.suffix == MEASUREMENT_SUFFIX for file in files) else []
+        self._pictures: Images | None = None
+        self._path = path
+        if self._files:
+            self.names = distinct([_name_of(file) for file in self._files])
+        else:
+            shape = operator.output_shape
+            if not operator.measures_pictures:
+                raise DataError(
+                    f"data.path={path}: what {type(operator).__name__} measures is no picture; give "
+                    f"{MEASUREMENT_SUFFIX} files, as `ilo measure` writes them"
+                )
+            self._pictures = load_images(path, shape, limit, exact=True)
+            self.names = self._pictures.names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Observation:  # pyright: ignore[reportIncompatibleMethodOverride]
+        measurement = self._read(index)
+        digest = _digest(measurement)
+        measurement = measurement.to(device_of(self.operator), self.dtype)
+        return Observation(self.names[index], digest, measurement, None)
+
+    def digest(self, index: int) -> str:
+        return _digest(self._read(index))
+
+    def _read(self, index: int) -> Measurement:
+        if self._pictures is not None:
+            y = self._pictures[index].pixels[None]
+            weight = self.operator.weight.to("cpu", y.dtype)
+            return Measurement(torch.where(weight > 0, y, torch.zeros_like(y)), weight.clone())
+        file = self._files[index]
+        named = where(self._path, str(file))
+        try:
+            measurement, info = Measurement.load(file)
+        except MeasurementError as error:
+            raise DataError(f"{named}: {error}") from error
+        if tuple(measurement.y.shape) != (1, *self.operator.output_shape):
+            raise DataError(
+                f"{named}: y has the shape {tuple(measurement.y.shape[1:])}, this task's operator gives "
+                f"{self.operator.output_shape}{_remedy(info)}"
+            )
+        self._check_operator(named, info)
+        return measurement
+
+    def _check_operator(self, named: str, info: Mapping[str, Any]) -> None:
+        """Refuse a measurement of another A, as far as its header tells."""
+        theirs, ours = _operator_of(info.get("task")), _operator_of(self.task)
+        changes = identity.differences(theirs, ours) if theirs else []
+        fingerprint = info.get("operator")
+        if not changes and fingerprint and fingerprint != identity.fingerprint(self.operator):
+            changes = ["the same settings, other numbers: another mask, or another version of the operator"]
+        if changes:
+            raise DataError(f"{named}: measured by another operator ({'; '.join(changes[:4])}){_remedy(info)}")
+
+
+def observe(observations: Sequence[Observation]) -> Measurement:
+    """The measurements of several observations as one batch."""
+    return Measurement.cat([observation.measurement for observation in observations])
+
+
+def header(operator: ForwardOperator, task: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+    """What a measurement file says about itself: the image's name, the task, and a fingerprint of A."""
+    return {
+        "image": name,
+        "task": task,
+        "image_shape": list(operator.input_shape),
+        "operator": identity.fingerprint(operator),
+    }
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's tensors are."""
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+def _digest(measurement: Measurement) -> str:
+    digest = hashlib.sha256()
+    for tensor in (measurement.y, measurement.weight):
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _operator_of(task: Any) -> dict[str, Any]:
+    """The part of a task's configuration that says which A; of a mask, the content counts and not the path."""
+    operator = task.get("operator") if isinstance(task, Mapping) else None
+    return {key: value for key, value in operator.items() if key != "mask"} if isinstance(operator, Mapping) else {}
+
+
+def _remedy(info: Mapping[str, Any]) -> str:
+    """The overrides that describe the operator of a measurement file."""
+    task = info.get("task")
+    if not isinstance(task, Mapping) or "name" not in task:
+        return ""
+    given = {key: value for key, value in task.items() if isinstance(value, int | float | str) and key != "name"}
+    overrides = [f"task={task['name']}", *(f"task.{key}={json.dumps(value)}" for key, value in given.items())]
+    return f"; its header says {' '.join(overrides)}"
+
+
+def _name_of(file: Path) -> str:
+    """The image's name that a measurement file states, if it is fit for a file name; else the file's own."""
+    try:
+        name = Measurement.read_info(file).get("image")
+    except MeasurementError:
+        name = None
+    return name if isinstance(name, str) and re.fullmatch(r"\w[\w .,+=()-]*", name) else file.stem
