@@ -9,6 +9,8 @@ from collections.abc import Sequence
 # name: (module, its function from arguments to exit code, usage, what it does)
 COMMANDS = {
     "solve": ("main", "solve", "[OVERRIDES]", "reconstruct images, as `python run.py` does; see `ilo solve --help`"),
+    "measure": ("main", "measure", "[OVERRIDES]", "only measure images, to reconstruct them elsewhere from y alone"),
+    "score": ("scoring", "main", "RUN --truth PATH", "score the reconstructions of a run against their true pictures"),
 }
 
 

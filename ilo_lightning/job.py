@@ -36,15 +36,15 @@ def run_job(config: DictConfig, folder: str | Path) -> int:
             if not (folder / "run.json").exists():  # a folder keeps the configuration that it was begun with
                 write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         except InstantiationException as error:
-            return _refuse(error.__cause__ or error)
+            return refuse(error.__cause__ or error)
         except REFUSALS as error:
-            return _refuse(error)
+            return refuse(error)
         steps = len(setting.batches) * setting.steps_per_batch
         try:
             with display(steps) as shown:
                 rows = run(setting, folder, shown, stop)
         except RunError as error:
-            return _refuse(error)
+            return refuse(error)
         except OSError as error:  # the disk is full, or gone
             print(f"error: {folder}: can't be written ({error}); make room and run the same command with "
                   f"hydra.run.dir={folder} to go on", file=sys.stderr)  # fmt: skip
@@ -60,7 +60,8 @@ def run_job(config: DictConfig, folder: str | Path) -> int:
     return SOME_FAILED if failed else DONE
 
 
-def _refuse(error: BaseException) -> int:
+def refuse(error: BaseException) -> int:
+    """Say why nothing was begun, in one line."""
     print(f"error: {str(error).strip() or type(error).__name__}", file=sys.stderr)
     return REFUSED
 

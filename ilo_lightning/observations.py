@@ -83,7 +83,8 @@ class Measured(Observations):
     """Only y is given: files of ``Measurement.save``, or pictures where y is one (masked, small, noisy).
 
     Args:
-        path: ``data.path``: a file, folder or glob; or an .npz of pictures of the size of y.
+        path: ``data.path``: a file, folder or glob; or an .npz of pictures of the size of y. Where there are
+            measurement files, pictures beside them don't count.
         operator: A that made them.
         task: the resolved task configuration, to compare with what a measurement file says.
         limit: only the first so many.
@@ -103,7 +104,7 @@ class Measured(Observations):
     ) -> None:
         self.operator, self.task, self.dtype = operator, task, dtype
         files = list_files(path, [MEASUREMENT_SUFFIX])
-        self._files = files[:limit] if files and all(file.suffix == MEASUREMENT_SUFFIX for file in files) else []
+        self._files = [file for file in files if file.suffix == MEASUREMENT_SUFFIX][:limit]
         self._pictures: Images | None = None
         self._path = path
         if self._files:

@@ -1,0 +1,85 @@
+"""What is wrong with a command line, in one line with the nearest thing that would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException)
+
+
+def explain(error: Exception, arguments: Sequence[str]) -> str:
+    """One line for an error of Hydra's about ``arguments``, naming the nearest key or choice where one is unknown."""
+    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not an override, expected key=value ({first_line})"
+    overrides = _overrides(arguments)
+    if isinstance(error, MissingConfigException):
+        choices = list(error.options or ())
+        for override in overrides:
+            if str(override.value()) not in choices and f"{override.key_or_group}/" in f"{error.missing_cfg_file}/":
+                value = str(override.value())
+                return (
+                    f"{override.key_or_group}={value}: no such choice{_nearest(value, choices)}; there are "
+                    f"{', '.join(choices)}"
+                )
+    if isinstance(error, ConfigCompositionException | ConfigKeyError):
+        known = list(_keys(_composed(overrides)))
+        for override in overrides:
+            key = override.key_or_group
+            if not (override.is_add() or override.is_force_add()) and key not in known:
+                return f"{key}: no such option{_nearest(key, known)}; `--cfg job` shows all, +{key}=… adds one"
+    if first_line.startswith("Ambiguous value"):
+        return f"{first_line}; for a run per value add --multirun, for a list write key=[a,b]"
+    return first_line
+
+
+def _overrides(arguments: Sequence[str]) -> list[Override]:
+    parser, parsed = OverridesParser.create(), []
+    for argument in arguments:
+        if not argument.startswith("-"):
+            try:
+                parsed.append(parser.parse_override(argument))
+            except HydraException:
+                continue
+    return parsed
+
+
+def _composed(overrides: Sequence[Override]) -> dict[str, Any]:
+    """The configuration with those of the overrides that choose from a group; without any, if that fails too."""
+    groups = [
+        override for override in overrides if "." not in override.key_or_group and not override.is_sweep_override()
+    ]
+    with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
+        for chosen in ([override.input_line or "" for override in groups], []):
+            try:
+                config = compose("config", overrides=chosen, return_hydra_config=True)
+                tree: Any = OmegaConf.to_container(config, resolve=False)
+                return tree
+            except CONFIGURATION_ERRORS:
+                continue
+    return {}
+
+
+def _keys(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean …?` for the whole key, or else for its last part at any place."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    if not close:
+        leaves = {name.rpartition(".")[2]: name for name in known if not name.startswith("hydra.")}
+        close = [leaves[leaf] for leaf in difflib.get_close_matches(word.rpartition(".")[2], list(leaves), n=1)]
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,91 @@
+"""``ilo score``: compare reconstructions that were made without the truth with the truth."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
+
+from . import metrics
+from .data.images import DataError, Image, load_images
+from .files import write_atomically
+from .job import REFUSALS, refuse
+from .main import DONE, SOME_FAILED
+from .pipeline import RunError
+from .report.table import print_scores
+from .solution import Solution, SolutionError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``ilo score RUN --truth PATH``. Returns the exit code: 0 done, 2 refused, 3 some images could not be scored."""
+    parser = argparse.ArgumentParser(
+        prog="ilo score", description="Score the solutions of a run against their true pictures, matched by name."
+    )
+    parser.add_argument("run", type=Path, help="folder of a run (hydra.run.dir)")
+    parser.add_argument("--truth", required=True, help="a picture, folder, glob or .npz, as data.path")
+    parser.add_argument("--checkpoint", help="the generator's checkpoint, where it lies elsewhere now")
+    options = parser.parse_args(arguments)
+    try:
+        config_file = options.run / "config.yaml"
+        if not config_file.is_file():
+            raise RunError(f"{options.run}: no folder of a run, it has no config.yaml")
+        config = OmegaConf.load(config_file)
+        if options.checkpoint:
+            config.generator.checkpoint = options.checkpoint
+        generator = hydra.utils.instantiate(config.generator)
+        images = load_images(options.truth, generator.image_shape)
+        folders = sorted(folder for folder in (options.run / "images").glob("*") if folder.is_dir())
+        if not folders:
+            raise RunError(f"{options.run}: holds no reconstructions")
+    except InstantiationException as error:
+        return refuse(error.__cause__ or error)
+    except REFUSALS as error:
+        return refuse(error)
+    places = {name: index for index, name in enumerate(images.names)}
+    if len(folders) == len(images) == 1:
+        places = {folders[0].name: 0}  # one of each need no common name
+    rows, failed = [], 0
+    for folder in folders:
+        try:
+            if folder.name not in places:
+                raise DataError(f"no picture of this name in --truth {options.truth}")
+            truth = images[places[folder.name]]
+            solutions = [Solution.load(path) for path in sorted(folder.glob("solution*.safetensors"))]
+            rows += [_row(folder.name, solution, generator, truth) for solution in solutions]
+        except (DataError, SolutionError) as error:
+            print(f"image {folder.name}: {error}", file=sys.stderr)
+            failed += 1
+    if not rows:
+        return SOME_FAILED
+    try:
+        write_atomically(options.run / "scores.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    except OSError as error:
+        print(f"error: scores.jsonl can't be written ({error})", file=sys.stderr)
+        failed += 1
+    print_scores(f"{options.run.name} against {options.truth}", rows)
+    print(f"scores: {options.run / 'scores.jsonl'}")
+    return SOME_FAILED if failed else DONE
+
+
+@torch.no_grad()
+def _row(name: str, solution: Solution, generator: Any, truth: Image) -> dict[str, Any]:
+    scores = metrics.evaluate(solution.decode(generator).cpu()[None], truth.pixels[None])
+    values = {metric: value[0] if math.isfinite(value[0]) else None for metric, value in scores.items()}
+    return {
+        "image": name,
+        "method": solution.info["method"],
+        "metrics": values,
+        "data_fit": solution.info["data_fit"],
+        "evaluations": solution.info["evaluations"],
+        "protocols": {metric: metrics.PROTOCOLS[metric] for metric in values},
+        "truth": truth.digest,
+    }
