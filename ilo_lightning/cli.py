@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ COMMANDS = {
     "solve": ("main", "solve", "[OVERRIDES]", "reconstruct images, as `python run.py` does; see `ilo solve --help`"),
     "measure": ("main", "measure", "[OVERRIDES]", "only measure images, to reconstruct them elsewhere from y alone"),
     "score": ("scoring", "main", "RUN --truth PATH", "score the reconstructions of a run against their true pictures"),
+    "check-operator": ("checks.operators", "main", "_target_=… [k=v …]", "check the laws of an operator of your own"),
+    "check-generator": ("checks.generators", "main", "_target_=… [k=v …]", "check the laws of a generator of your own"),
 }
 
 
@@ -26,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     command = argv[0] if argv else "--help"
     if command in COMMANDS:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # a user's own modules; Python does this for `python -m`, not for scripts
         module, function, _, _ = COMMANDS[command]
         sys.exit(getattr(importlib.import_module(f"ilo_lightning.{module}"), function)(argv[1:]))
     if command in ("-h", "--help"):

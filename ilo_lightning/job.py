@@ -101,6 +101,7 @@ def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple
     if config.data.mode == "measured":
         task: Any = OmegaConf.to_container(config.task, resolve=True)
         return operator, Measured(path, operator, task, limit, generator.dtype)
+    noise.check(operator)
     images = load_images(path, generator.image_shape, limit)
     return operator, Simulated(images, operator, noise, config.seed, generator.dtype)
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+VARIABLES = ("latent", "activation", "rgb", "noise")
+"""What the points of our generators hold; a method may name them although a generator has only some."""
 OPTIMIZERS = ("adam", "adamw", "sgd")
 NOISE_STARTS = ("random", "zero")
 RADIUS_MODES = ("relative", "absolute")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import warnings
@@ -35,7 +36,7 @@ from .interrupt import Interrupted
 from .operators.base import ForwardOperator, Measurement
 from .problem import DataFit, InverseProblem, index_of
 from .randomness import derive_seed, generator_for
-from .schedule import Method, ScheduleError
+from .schedule import VARIABLES, Method, ScheduleError
 from .solution import Solution
 
 # What doesn't change the optimisation: not limit_train_batches, accumulate_grad_batches, gradient_clip_val, max_time, …
@@ -76,7 +77,14 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
         raise ScheduleError(f"method.space={method.space}: {name} has {', '.join(generator.spaces)}")
     for stage in stages:
         if stage.layer >= generator.num_layers:
-            raise ScheduleError(f"method.layers={stage.layer}: {name} has layers 0 … {generator.num_layers - 1}")
+            kept = [stage for stage in stages if stage.layer < generator.num_layers]
+            remedy = "; use " + " ".join(
+                f"method.{field}={json.dumps([getattr(stage, part) for stage in kept], separators=(',', ':'))}"
+                for field, part in (("layers", "layer"), ("steps", "steps"), ("lr", "lr"))
+            )
+            raise ScheduleError(
+                f"method.layers={stage.layer}: {name} has layers 0 … {generator.num_layers - 1}{remedy if kept else ''}"
+            )
     with torch.no_grad():
         point = generator.sample([torch.Generator().manual_seed(0)], method.space)
         seen: set[str] = set()
@@ -103,7 +111,7 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
         ("method.lr_scale", {variable for stage in stages for variable in stage.lr_scale}),
         ("method.spheres", set(method.spheres)),
     ):
-        for variable in sorted(named - seen):
+        for variable in sorted(named - seen - set(VARIABLES)):
             raise ScheduleError(f"{field}: unknown variable {variable!r}; {name} has {', '.join(sorted(seen))}")
     space = method.space or generator.spaces[0]
     if "latent" in method.spheres and space in ("w", "w_plus"):

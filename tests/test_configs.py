@@ -12,7 +12,7 @@ from ilo_lightning.job import build
 from tests.networks import small_stylegan2
 
 CONF = Path(__file__).parents[1] / "conf"
-GROUPS = ("task", "generator", "method", "data", "trainer", "logger", "experiment")
+GROUPS = ("task", "task/noise", "generator", "method", "data", "trainer", "logger", "experiment")
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -26,6 +26,8 @@ def test_composes_and_instantiates(group: str, name: str, tmp_path: Path):
     if (group, name) == ("generator", "stylegan2"):
         save_generator(small_stylegan2(32), tmp_path / "own.safetensors")
         overrides.append(f"generator.checkpoint={tmp_path / 'own.safetensors'}")
+    if (group, name) == ("task/noise", "poisson"):
+        overrides.append("task=denoising")
     with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
         setting = build(compose("config", overrides=overrides))
     assert len(setting.observations) >= 1

@@ -47,6 +47,8 @@ class ForwardOperator(nn.Module, ABC):
     """Shape of one image's y."""
     measures_pictures: ClassVar[bool] = False
     """Whether y is itself a picture ``(C, H', W')`` in [-1, 1], so that a picture from disk can be a measurement."""
+    keeps_range: bool = False
+    """Whether images in [-1, 1] have y in [-1, 1], so that y is an intensity as they are."""
     _weight: Tensor
 
     def __init__(
@@ -224,6 +226,21 @@ def check_fraction(fraction: float) -> float:
     if not is_number(fraction) or not 0 < fraction <= 1:
         raise ValueError(f"task.fraction={fraction!r}: expected a number in (0, 1], e.g. 0.1 to observe a tenth")
     return float(fraction)
+
+
+def check_measurements(fraction: float | None, measurements: int | None, n: int) -> int:
+    """The number m of measurements of n entries, from exactly one of ``fraction`` = m / n and m itself."""
+    if (fraction is None) == (measurements is None):
+        raise ValueError(
+            f"{'neither' if fraction is None else 'both'} of task.fraction and task.measurements "
+            f"{'is' if fraction is None else 'are'} given: expected exactly one; set the other to null"
+        )
+    if measurements is None:
+        assert fraction is not None
+        return max(1, round(check_fraction(fraction) * n))
+    if not is_integer(measurements) or not 1 <= measurements <= n:
+        raise ValueError(f"task.measurements={measurements!r}: expected an integer in 1 … {n} (the image's C·H·W)")
+    return int(measurements)
 
 
 def is_integer(value: object) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ilo_lightning.operators.base import LinearOperator, check_fraction, check_image_shape, check_seed, is_integer
+from ilo_lightning.operators.base import LinearOperator, check_image_shape, check_measurements, check_seed
 from ilo_lightning.randomness import generator_for
 
 
@@ -47,17 +47,7 @@ class PartialCirculant(LinearOperator):
         shape = check_image_shape(image_shape)
         seed = check_seed(seed)
         n = math.prod(shape)
-        if (fraction is None) == (measurements is None):
-            raise ValueError(
-                f"{'neither' if fraction is None else 'both'} of task.fraction and task.measurements "
-                f"{'is' if fraction is None else 'are'} given: expected exactly one; set the other to null"
-            )
-        if measurements is None:
-            assert fraction is not None
-            measurements = max(1, round(check_fraction(fraction) * n))
-        elif not is_integer(measurements) or not 1 <= measurements <= n:
-            raise ValueError(f"task.measurements={measurements!r}: expected an integer in 1 … {n} (the image's C·H·W)")
-        m = int(measurements)
+        m = check_measurements(fraction, measurements, n)
         super().__init__(shape, (m,))
         self._scale = math.sqrt(n / m)
 

@@ -20,6 +20,7 @@ class Denoising(LinearOperator):
     """
 
     measures_pictures = True
+    keeps_range = True
 
     def __init__(self, image_shape: Sequence[int]) -> None:
         shape = check_image_shape(image_shape)

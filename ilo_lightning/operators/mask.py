@@ -47,6 +47,7 @@ class Inpainting(LinearOperator):
     """
 
     measures_pictures = True
+    keeps_range = True
 
     def __init__(
         self,

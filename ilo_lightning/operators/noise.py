@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ilo_lightning.operators.base import is_number
+from ilo_lightning.operators.base import ForwardOperator, is_number
 
 
 class NoiseModel(nn.Module, ABC):
@@ -17,6 +17,13 @@ class NoiseModel(nn.Module, ABC):
     @abstractmethod
     def forward(self, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
         """The noisy y ``(B, *output_shape)``; image b draws from the CPU generator ``rngs[b]`` only."""
+
+    def check(self, operator: ForwardOperator) -> None:
+        """Refuse an operator on whose measurements this noise makes no sense.
+
+        Raises:
+            ValueError: naming the operator and what to do.
+        """
 
 
 class GaussianNoise(NoiseModel):
@@ -66,3 +73,48 @@ class GaussianNoise(NoiseModel):
 
     def extra_repr(self) -> str:
         return f"sigma={self.sigma}"
+
+
+class PoissonNoise(NoiseModel):
+    """Photon noise: 2 k / peak - 1 with independent k ~ Poisson(peak · (y + 1) / 2).
+
+    y in [-1, 1] is an intensity in [0, 1], of which ``peak`` photons are expected at 1. The mean is y; the standard
+    deviation at intensity 1 is 2/√peak. Drawn on the CPU in float64.
+
+    Args:
+        peak: expected number of photons at full intensity, finite and > 0.
+
+    Raises:
+        ValueError: if peak is something else.
+    """
+
+    def __init__(self, peak: float) -> None:
+        super().__init__()
+        if not is_number(peak) or peak <= 0:
+            raise ValueError(f"task.noise.peak={peak!r}: expected a finite number > 0, photons at full intensity")
+        self.peak = float(peak)
+
+    def check(self, operator: ForwardOperator) -> None:
+        if not operator.keeps_range:
+            raise ValueError(
+                f"task.noise=PoissonNoise: what {type(operator).__name__} measures can be negative, and is no number "
+                "of photons; use task/noise=gaussian, or a task whose y are intensities: inpainting, denoising, "
+                "super_resolution with task.kernel=area"
+            )
+
+    def forward(self, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+        """The noisy y, ``(B, *output_shape)``, in the dtype and on the device of y.
+
+        Raises:
+            ValueError: if there is not one generator per image, or an intensity is negative.
+        """
+        if len(rngs) != len(y):
+            raise ValueError(f"{len(rngs)} random generators for {len(y)} images: expected one per image")
+        rates = (y.detach().cpu().double() + 1) * (self.peak / 2)
+        if bool((rates < -1e-6 * self.peak).any()):
+            raise ValueError(f"Poisson noise on y down to {float(y.min()):.3g}: expected intensities, at least -1")
+        counts = [torch.poisson(rate.clamp_min(0), generator=rng) for rate, rng in zip(rates, rngs, strict=True)]
+        return (torch.stack(counts) * (2 / self.peak) - 1).to(y) if counts else y
+
+    def extra_repr(self) -> str:
+        return f"peak={self.peak}"

@@ -49,6 +49,7 @@ class SuperResolution(LinearOperator):
         super().__init__((channels, height, width), (channels, height // factor, width // factor))
         self.factor = factor
         self.kernel = kernel
+        self.keeps_range = kernel == "area" or factor == 1  # the bicubic kernel overshoots
         self.register_buffer("_rows", reduction_matrix(height, factor, kernel).to(torch.float32))
         self.register_buffer("_columns", reduction_matrix(width, factor, kernel).to(torch.float32))
 

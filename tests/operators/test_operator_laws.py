@@ -5,7 +5,14 @@ import itertools
 import pytest
 import torch
 
-from ilo_lightning.operators import Denoising, Inpainting, LinearOperator, PartialCirculant, SuperResolution
+from ilo_lightning.operators import (
+    Denoising,
+    GaussianCompressedSensing,
+    Inpainting,
+    LinearOperator,
+    PartialCirculant,
+    SuperResolution,
+)
 
 SHAPES = [(3, 16, 16), (1, 12, 20), (3, 9, 15), (2, 7, 5), (1, 1, 9)]
 
@@ -23,6 +30,8 @@ def operators_for(shape):
     yield "circulant 30 %", PartialCirculant(shape, fraction=0.3, seed=5)
     yield "circulant 1", PartialCirculant(shape, measurements=1)
     yield "circulant all", PartialCirculant(shape, fraction=1)
+    yield "gaussian 30 %", GaussianCompressedSensing(shape, fraction=0.3, seed=5)
+    yield "gaussian drawn anew", GaussianCompressedSensing(shape, fraction=0.3, seed=5, max_bytes=0)
 
 
 CASES = [

@@ -1,26 +1,32 @@
 """Every task of conf/task builds its operator and its noise."""
 
-from pathlib import Path
-
 import pytest
+from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
-from ilo_lightning.operators import Denoising, GaussianNoise, Inpainting, PartialCirculant, SuperResolution
+from ilo_lightning.operators import (
+    Denoising,
+    GaussianCompressedSensing,
+    GaussianNoise,
+    Inpainting,
+    PartialCirculant,
+    PoissonNoise,
+    SuperResolution,
+)
 
-CONF = Path(__file__).parents[2] / "conf" / "task"
 TASKS = {
     "inpainting": (Inpainting, 0.0),
     "super_resolution": (SuperResolution, 0.0),
     "denoising": (Denoising, 0.2),
     "compressed_sensing": (PartialCirculant, 0.0),
+    "gaussian_compressed_sensing": (GaussianCompressedSensing, 0.0),
 }
 
 
-def task(name, **overrides):
-    config = OmegaConf.create({"task": OmegaConf.load(CONF / f"{name}.yaml")})
-    config.task.update(overrides)
-    return config.task
+def task(name, *choices, **overrides):
+    values = [f"task.{key}={'null' if value is None else value}" for key, value in overrides.items()]
+    with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
+        return compose("config", overrides=[f"task={name}", *choices, *values]).task
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -45,6 +51,7 @@ def test_task_builds(name):
         ("super_resolution", {"factor": 8, "kernel": "area"}, (3, 8, 8), 1),
         ("compressed_sensing", {}, (1229,), 1),
         ("compressed_sensing", {"fraction": None, "measurements": 50}, (50,), 1),
+        ("gaussian_compressed_sensing", {"fraction": 0.01}, (123,), 1),
     ],
 )
 def test_overrides_reach_the_operator(name, overrides, output_shape, observed):
@@ -53,10 +60,18 @@ def test_overrides_reach_the_operator(name, overrides, output_shape, observed):
     assert int(operator.weight.sum()) == observed
 
 
-@pytest.mark.parametrize(("name", "seed"), [("inpainting", 1), ("compressed_sensing", 2)])
+@pytest.mark.parametrize(
+    ("name", "seed"), [("inpainting", 1), ("compressed_sensing", 2), ("gaussian_compressed_sensing", 3)]
+)
 def test_seed_reaches_the_operator(name, seed):
     fraction = {"fraction": 0.5}
     same, other = (
         instantiate(task(name, **fraction, seed=s).operator, image_shape=[1, 8, 8]).state_dict() for s in (0, seed)
     )
     assert any(not same[key].equal(other[key]) for key in same)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_takes_every_noise(name):
+    assert isinstance(instantiate(task(name, "task/noise=poisson", "task.noise.peak=20").noise), PoissonNoise)
+    assert instantiate(task(name, "task.noise.sigma=0.3").noise).sigma == 0.3

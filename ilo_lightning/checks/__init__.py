@@ -1,0 +1,1 @@
+"""Laws of operators and generators, and the commands that check somebody's own."""
