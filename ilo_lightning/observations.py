@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -200,8 +199,9 @@ def _remedy(info: Mapping[str, Any]) -> str:
     task = info.get("task")
     if not isinstance(task, Mapping) or "name" not in task:
         return ""
-    given = {key: value for key, value in task.items() if isinstance(value, int | float | str) and key != "name"}
-    overrides = [f"task={task['name']}", *(f"task.{key}={json.dumps(value)}" for key, value in given.items())]
+    given = {key: value for key, value in task.items() if isinstance(value, int | float | str)}
+    overrides = [f"task={task['name']}"]
+    overrides += [f"task.{key}={value}" for key, value in given.items() if key not in ("name", "radius")]
     return f"; its header says {' '.join(overrides)}"
 
 

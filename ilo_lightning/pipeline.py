@@ -15,7 +15,7 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,7 @@ def claim(setting: Setting, folder: Path) -> None:
     parts["task"] = {name: value for name, value in (parts["task"] or {}).items() if name not in ("mask", "operator")}
     parts["operator"] = identity.fingerprint(setting.operator)
     parts["generator"] = setting.generator.provenance.get("sha256") or identity.fingerprint(setting.generator)
-    parts["images"] = list(_digests(setting.observations))
+    parts["images"] = _digests(setting.observations)
     parts["precision"] = (setting.trainer or {}).get("precision")
     parts["version"] = identity.versions()["ilo_lightning"]
     record = folder / "run.json"
@@ -201,12 +201,18 @@ def claim(setting: Setting, folder: Path) -> None:
     write_atomically(record, json.dumps({"identity": identity.identity(parts), "parts": parts}, indent=1))
 
 
-def _digests(observations: Observations) -> Iterator[str]:
+def _digests(observations: Observations) -> list[str]:
+    """Of those that can be read; refuses to begin if that is none."""
+    digests, errors = [], []
     for index in range(len(observations)):
         try:
-            yield observations.digest(index)
-        except DataError:
-            continue
+            digests.append(observations.digest(index))
+        except DataError as error:
+            errors.append(error)
+    if not digests:
+        more = f" (nor can the {len(errors) - 1} others be used)" if len(errors) > 1 else ""
+        raise RunError(f"{errors[0]}{more}")
+    return digests
 
 
 def _run_batch(
