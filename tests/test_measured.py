@@ -138,9 +138,7 @@ def test_a_measurement_of_another_operator_is_refused(
     assert main(measured(checkpoint, tmp_path / "y", tmp_path / "run", *task)) == 2
     said = capfd.readouterr().err
     assert words in said
-    assert (
-        "its header says task=gaussian_compressed_sensing task.fraction=0.4 task.seed=3" in said
-    )
+    assert "its header says task=gaussian_compressed_sensing task.fraction=0.4 task.seed=3" in said
 
 
 def test_a_measurement_behind_another_mask_is_refused(checkpoint: Path, pictures: Path, tmp_path: Path, capfd):

@@ -109,7 +109,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Residual StyleGAN2 discriminator."""
+    """Residual StyleGAN2 discriminator. Parameters are named by resolution, so that growing keeps the lower blocks."""
 
     def __init__(self, resolution: int):
         super().__init__()
@@ -192,9 +192,9 @@ class Adversarial(pl.LightningModule):
         self.history: list[tuple[float, float, float]] = []
 
     def grow(self, small: Adversarial) -> None:
-        """Go on from ``small``: its generator with a new block that doesn't yet add to the image, judged by a new
-        discriminator."""
-        for name in ("generator", "average"):
+        """Go on from ``small``: its weights, a generator block that doesn't yet add to the image, and a discriminator
+        block with a new FromRGB."""
+        for name in ("generator", "average", "discriminator"):
             grow_from(getattr(small, name), getattr(self, name))
         for network in (self.generator, self.average):
             nn.init.zeros_(network.blocks[-1].get_parameter("to_rgb.weight"))
