@@ -8,8 +8,8 @@ and in the last phase ``generator.safetensors`` (EMA weights with latent statist
 
 Recipe: StyleGAN2 (Karras et al. 2020) without path-length regularisation: non-saturating logistic loss, lazy R1
 (every 16 steps), style mixing, EMA, Adam(0, 0.99); differentiable augmentation of real and fake images (Zhao et al.
-2020; Karras et al., ADA, 2020) with a fixed probability; resolutions are grown by adding a block whose ToRGB starts at
-zero. The discriminator's and the generator's step share one batch of fakes.
+2020; Karras et al., ADA, 2020) with a fixed probability; resolutions are grown by adding to both networks a block that
+at first contributes nothing. The discriminator's and the generator's step share one batch of fakes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -44,22 +44,15 @@ R1_INTERVAL = 16
 
 @dataclass(frozen=True)
 class Phase:
-    """Training at one resolution: how many real images are shown before it grows, and how fast each network learns.
-
-    ``lead`` images are shown to the discriminator alone when the phase begins. At 64² the generator needs a far smaller
-    learning rate than the discriminator: at equal ones the scores collapse to zero within a few hundred steps, and
-    nothing is learned any more.
-    """
+    """Training at one resolution: how many real images are shown before it grows, and the γ of R1."""
 
     resolution: int
     images: int
     r1: float
-    generator_lr: float
-    discriminator_lr: float
-    lead: int
 
 
-SETTINGS = {16: (0.1, 2.5e-3, 2.35e-3, 0), 32: (0.2, 2.5e-3, 2.35e-3, 0), 64: (0.1, 2e-4, 1.5e-3, 4_000)}
+R1 = {16: 0.1, 32: 0.2, 64: 0.4}
+GENERATOR_LR, DISCRIMINATOR_LR = 2.5e-3, 2.35e-3
 UNLIMITED = 10**9
 PHASES = "16:25000,32:57000,64:0"
 
@@ -68,10 +61,9 @@ def parse_phases(text: str) -> tuple[Phase, ...]:
     """``SIDE:IMAGES,…``, each side twice the one before; 0 images: until the time is up."""
     pairs = [tuple(int(number) for number in part.split(":")) for part in text.split(",")]
     sides = [side for side, _ in pairs]
-    if not set(sides) <= set(SETTINGS) or any(large != 2 * small for small, large in pairwise(sides)):
+    if not set(sides) <= set(R1) or any(large != 2 * small for small, large in pairwise(sides)):
         raise ValueError(text)
-    phases = (Phase(side, images or UNLIMITED, *SETTINGS[side]) for side, images in pairs)
-    return tuple(replace(phase, lead=min(phase.lead, phase.images // 4)) for phase in phases)
+    return tuple(Phase(side, images or UNLIMITED, R1[side]) for side, images in pairs)
 
 
 class EqualizedConv(nn.Module):
@@ -109,13 +101,17 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Residual StyleGAN2 discriminator. Parameters are named by resolution, so that growing keeps the lower blocks."""
+    """Residual StyleGAN2 discriminator that also sees the image at every resolution it was grown through.
 
-    def __init__(self, resolution: int):
+    Parameters are named by resolution, so that growing keeps them. ``resolutions`` are those with a FromRGB; the
+    features of the image halved so far are added to those of the blocks above (input skips, StyleGAN2, figure 7b).
+    """
+
+    def __init__(self, resolutions: Sequence[int]):
         super().__init__()
         channels = DISCRIMINATOR_CHANNELS
-        sides = [resolution // 2**i for i in range(int(math.log2(resolution)) - 2)]
-        self.from_rgb = nn.ModuleDict({str(resolution): EqualizedConv(3, channels[resolution], 1)})
+        sides = [max(resolutions) // 2**i for i in range(int(math.log2(max(resolutions))) - 2)]
+        self.from_rgb = nn.ModuleDict({str(side): EqualizedConv(3, channels[side], 1) for side in resolutions})
         self.blocks = nn.ModuleDict(
             {str(side): DiscriminatorBlock(channels[side], channels[side // 2]) for side in sides}
         )
@@ -124,11 +120,19 @@ class Discriminator(nn.Module):
         self.out = EqualizedLinear(channels[4], 1)
         self.to(memory_format=torch.channels_last)
 
+    def silence(self, side: int) -> None:
+        """Let the block at ``side`` add nothing yet: then the network judges the halved image as it did before."""
+        block = self.blocks[str(side)]
+        for name in ("down.weight", "skip.weight"):
+            nn.init.zeros_(block.get_parameter(name))
+
     def forward(self, images: Tensor) -> Tensor:
-        x = images.contiguous(memory_format=torch.channels_last)
-        for layer in self.from_rgb.values():
-            x = leaky_relu(layer(x))
-        for block in self.blocks.values():
+        images = images.contiguous(memory_format=torch.channels_last)
+        x = torch.zeros((), dtype=images.dtype, device=images.device)
+        for side, block in self.blocks.items():
+            if side in self.from_rgb:
+                x = x + leaky_relu(self.from_rgb[side](images))
+                images = F.avg_pool2d(images, 2)
             x = block(x)
         groups = x.reshape(-1, 4, *x.shape[1:])  # minibatch standard deviation of 4 neighbours: all real or all fake
         spread = (groups.var(dim=1, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))
@@ -179,13 +183,14 @@ class Adversarial(pl.LightningModule):
     images_seen: Tensor
     seconds: Tensor
 
-    def __init__(self, phase: Phase, ema_images: int = 10_000):
+    def __init__(self, phase: Phase, first_resolution: int, ema_images: int = 10_000):
         super().__init__()
         self.automatic_optimization = False
         self.phase, self.ema_images = phase, ema_images
         self.generator = build_generator(phase.resolution)
         self.average = build_generator(phase.resolution).requires_grad_(False)
-        self.discriminator = Discriminator(phase.resolution)
+        grown_through = [side for side in DISCRIMINATOR_CHANNELS if first_resolution <= side <= phase.resolution]
+        self.discriminator = Discriminator(grown_through)
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.long))
         self.register_buffer("seconds", torch.zeros((), dtype=torch.float64))
         self.clock = time.monotonic()
@@ -193,19 +198,19 @@ class Adversarial(pl.LightningModule):
 
     def grow(self, small: Adversarial) -> None:
         """Go on from ``small``: its weights, a generator block that doesn't yet add to the image, and a discriminator
-        block with a new FromRGB."""
+        block that doesn't yet add to the features. So both start as the game at the lower resolution ended; a
+        discriminator that has to begin anew is deceived before it has learned anything."""
         for name in ("generator", "average", "discriminator"):
             grow_from(getattr(small, name), getattr(self, name))
+        self.discriminator.silence(self.phase.resolution)
         for network in (self.generator, self.average):
             nn.init.zeros_(network.blocks[-1].get_parameter("to_rgb.weight"))
         self.seconds.copy_(small.seconds)
 
     def configure_optimizers(self):
         return [
-            torch.optim.Adam(self.generator.parameters(), lr=self.phase.generator_lr, betas=(0.0, 0.99), foreach=True),
-            torch.optim.Adam(
-                self.discriminator.parameters(), lr=self.phase.discriminator_lr, betas=(0.0, 0.99), foreach=True
-            ),
+            torch.optim.Adam(self.generator.parameters(), lr=GENERATOR_LR, betas=(0.0, 0.99), foreach=True),
+            torch.optim.Adam(self.discriminator.parameters(), lr=DISCRIMINATOR_LR, betas=(0.0, 0.99), foreach=True),
         ]
 
     def fakes(self, batch: int) -> Tensor:
@@ -245,8 +250,7 @@ class Adversarial(pl.LightningModule):
         loss_g = F.softplus(-self.discriminator(augment(fake))).mean()
         optimizer_g.zero_grad()
         loss_g.backward()
-        if int(self.images_seen) >= self.phase.lead:
-            optimizer_g.step()
+        optimizer_g.step()
 
         self.images_seen += len(real)
         self.update_average(len(real))
@@ -331,7 +335,7 @@ def main() -> None:
         resolution = 2 ** (depth + 1)
         if resolution not in [phase.resolution for phase in phases]:
             parser.error(f"{last} is of {resolution}², which --phases doesn't have")
-        module = Adversarial(next(phase for phase in phases if phase.resolution == resolution))
+        module = Adversarial(next(phase for phase in phases if phase.resolution == resolution), phases[0].resolution)
         module.load_state_dict(state["state_dict"])
         if int(module.images_seen) < module.phase.images:
             resume = last
@@ -342,7 +346,7 @@ def main() -> None:
         if resume is None:
             if module is not None and phase.resolution == module.phase.resolution:
                 continue
-            grown = Adversarial(phase)
+            grown = Adversarial(phase, phases[0].resolution)
             if module is not None:
                 grown.grow(module)
             module = grown

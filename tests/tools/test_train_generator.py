@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+import torch.nn.functional as F
 
 from ilo_lightning.generators.checkpoints import load_generator
 from ilo_lightning.generators.stylegan2 import upsample_rgb
@@ -26,7 +25,7 @@ def grown() -> tuple[training.Adversarial, training.Adversarial]:
     """A network at 16² whose every weight was moved away from where it started, and what grew from it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        small, large = training.Adversarial(SMALL), training.Adversarial(LARGE)
+        small, large = training.Adversarial(SMALL, 16), training.Adversarial(LARGE, 16)
         for parameter in small.parameters():
             parameter.data.add_(0.1 * torch.randn_like(parameter))
         small.seconds.fill_(7.0)
@@ -34,7 +33,7 @@ def grown() -> tuple[training.Adversarial, training.Adversarial]:
     return small, large
 
 
-@pytest.mark.parametrize("name", ["generator", "average"])
+@pytest.mark.parametrize("name", ["generator", "average", "discriminator"])
 def test_growing_keeps_what_was_learnt(name: str, grown: tuple[training.Adversarial, training.Adversarial]):
     small, large = (getattr(network, name).state_dict() for network in grown)
     assert all(torch.equal(large[key], value) for key, value in small.items())
@@ -55,6 +54,22 @@ def test_a_grown_generator_shows_the_smaller_image_up_sampled(
     weight = grown[1].generator.blocks[-1].get_parameter("to_rgb.weight")
     grown[1].generator(point).square().sum().backward()
     assert weight.grad is not None and weight.grad.abs().min() > 0
+
+
+def test_a_grown_discriminator_judges_the_halved_image_as_before(
+    grown: tuple[training.Adversarial, training.Adversarial],
+):
+    """Its new block adds nothing yet, whatever its details; but it can learn."""
+    small, large = (network.discriminator for network in grown)
+    images = torch.randn(8, 3, 32, 32, generator=rngs(4)[0])
+    with torch.no_grad():
+        before = small(F.avg_pool2d(images, 2))
+        assert before.std() > 1e-3
+        torch.testing.assert_close(large(images), before, rtol=1e-5, atol=1e-5)
+    large(images).square().sum().backward()
+    for name in ("down.weight", "skip.weight"):
+        gradient = large.blocks["32"].get_parameter(name).grad
+        assert gradient is not None and gradient.abs().max() > 0
 
 
 def test_no_augmentation_is_the_identity():
@@ -81,7 +96,7 @@ def test_augmentation_is_differentiable():
 
 def test_the_average_forgets_by_half_in_a_half_life():
     """``a_k = w Σ (1-w)^(k-j) g_j + (1-w)^k a_0`` with ``1 - w = 2^(-batch / half-life)``, and no autograd graph."""
-    module = training.Adversarial(SMALL, ema_images=96)
+    module = training.Adversarial(SMALL, 16, ema_images=96)
     module.images_seen.fill_(10**6)  # past the warm-up
     values, start, keep = [3.0, -1.0, 4.0, 1.0, -5.0], 2.0, 0.5 ** (32 / 96)
     module.average.requires_grad_(False)
@@ -101,7 +116,7 @@ def test_the_average_forgets_by_half_in_a_half_life():
 @pytest.mark.parametrize("seen", [32, 320])
 def test_the_young_average_has_a_shorter_half_life(seen: int):
     """A tenth of the images seen so far: or the average would be of the random start for long."""
-    module = training.Adversarial(SMALL)
+    module = training.Adversarial(SMALL, 16)
     module.images_seen.fill_(seen)
     before = module.average.const.clone()
     module.generator.const.data.zero_()
@@ -111,30 +126,11 @@ def test_the_young_average_has_a_shorter_half_life(seen: int):
 
 def test_the_discriminator_compares_real_with_real():
     """The minibatch standard deviation must not mix the two halves of a batch: fakes don't change the real scores."""
-    discriminator = training.Discriminator(16)
+    discriminator = training.Discriminator([16])
     real, fake = torch.randn(2, 8, 3, 16, 16, generator=rngs(0)[0])
     with torch.no_grad():
         together = discriminator(torch.cat([real, 5 * fake]))[:8]
         torch.testing.assert_close(together, discriminator(real), rtol=1e-5, atol=1e-5)
-
-
-def test_the_discriminator_leads_a_grown_phase():
-    """While it does, only the discriminator learns."""
-    phase = replace(LARGE, lead=10**6)
-    module = training.Adversarial(phase)
-    before = [parameter.clone() for parameter in (*module.generator.parameters(), *module.discriminator.parameters())]
-    images = torch.randint(0, 255, (32, 32, 32, 3), dtype=torch.uint8, generator=rngs(0)[0])
-    trainer = pl.Trainer(
-        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(module, DataLoader(TensorDataset(images), batch_size=32))
-    changed = [
-        not torch.equal(old, new)
-        for old, new in zip(before, (*module.generator.parameters(), *module.discriminator.parameters()), strict=True)
-    ]
-    count = len(list(module.generator.parameters()))
-    assert not any(changed[:count]) and all(changed[count:])
 
 
 def test_phases_are_read_and_checked():
