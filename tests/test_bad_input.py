@@ -132,7 +132,11 @@ CASES: dict[str, Case] = {
         "save it without transparency",
     ),
     "mask of another size": (lambda f: [f"task.mask={mask(f / 'm.png', 8)}"], 2, r"task\.mask=.*8"),
-    "empty mask": (lambda f: [f"task.mask={mask(f / 'm.png', value=0)}"], 2, r"task\.mask=.*black everywhere; leave some pixels to observe"),
+    "empty mask": (
+        lambda f: [f"task.mask={mask(f / 'm.png', value=0)}"],
+        2,
+        r"task\.mask=.*black everywhere; leave some",
+    ),
     "full mask": (lambda f: [f"task.mask={mask(f / 'm.png', value=255)}"], 0, None),
     "fraction 0": (lambda f: ["task.fraction=0"], 2, r"task\.fraction=0.*\(0, 1\]"),
     "fraction above 1": (lambda f: ["task.fraction=1.5"], 2, r"task\.fraction=1\.5.*\(0, 1\]"),

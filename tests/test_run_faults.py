@@ -183,7 +183,7 @@ def test_ctrl_c_twice_is_an_interruption(checkpoint: Path, pictures: Path, tmp_p
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(pipeline, "_write_image", twice)
+    monkeypatch.setattr(pipeline, "write_image", twice)
     assert main(arguments(checkpoint, pictures, tmp_path)) == 130
     assert f"hydra.run.dir={tmp_path} to go on" in capsys.readouterr().err
     monkeypatch.undo()
