@@ -35,14 +35,14 @@ def write_image(
     for method in setting.methods:
         if method.name in runs:
             runs[method.name].solutions[place].save(target / f"solution{_suffix(setting, method)}.safetensors")
+    observation.measurement.save(
+        target / "measurement.safetensors", header(setting.operator, setting.config.get("task"), observation.name)
+    )
     y = observation.measurement.y.to(device_of(setting.operator))  # the first fit has moved it, after y was made
     observed = setting.operator.picture(y)[0].cpu()
     if truth is not None:
         save_png(truth, target / "truth.png")
     save_png(observed.nan_to_num(nan=0.0), target / "measurement.png")
-    observation.measurement.save(
-        target / "measurement.safetensors", header(setting.operator, setting.config.get("task"), observation.name)
-    )
     panels = [_panel("measurement", observed)]
     outcomes: dict[str, Row] = {}
     for method in setting.methods:

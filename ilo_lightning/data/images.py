@@ -188,9 +188,9 @@ def list_files(path: str | Path, further: Sequence[str] = ()) -> list[Path]:
 
 
 def name_of(file: Path) -> str:
-    """The file's stem, shortened where it is too long to name a folder; `...png` has none that could."""
-    stem = file.stem
-    while len(os.fsencode(stem)) > MAX_NAME_BYTES:
+    """The file's stem as UTF-8, shortened where it is too long to name a folder; `...png` has none that could."""
+    stem = os.fsencode(file.stem).decode("utf-8", "replace").replace("\ufffd", "_")
+    while len(stem.encode()) > MAX_NAME_BYTES:
         stem = stem[:-1]
     return stem if stem.strip(".") else "image"
 
