@@ -16,7 +16,7 @@ faces := $(VENV)/.ilo-lightning-gan-face-generate
 linters := $(VENV)/.ilo-lightning-linters
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint clean
+.PHONY: help install demo test test-all docs lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,9 @@ test: $(faces)  ## the default tests
 
 test-all: $(faces)  ## every test that this machine can serve; the others skip and say why
 	$(python) -m pytest -m "" -rs -n $(WORKERS) $(PYTEST)
+
+docs: $(installed)  ## write docs/configuration.md anew
+	$(python) tools/make_configuration_doc.py
 
 lint: $(linters)  ## ruff and pyright
 	$(python) -m ruff check .

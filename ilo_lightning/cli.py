@@ -26,13 +26,15 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Dispatch to a subcommand and exit with its code; 130 after Ctrl-C."""
+    """Dispatch to a subcommand and exit with its code; 130 after Ctrl-C, 141 where nobody reads what it prints."""
     _make_output_dependable()
     try:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         print("interrupted by SIGINT", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # `ilo check-operator … | head`
+        sys.exit(141)  # as of a process that SIGPIPE ended
     finally:
         _flush()
 

@@ -180,8 +180,24 @@ class Method:
     ) -> Method:
         """Build a method from the fields of ``conf/method/*.yaml``.
 
-        Where a field takes a list, it has one entry per stage; a scalar holds for all stages. ``radius`` bounds the
-        activation, ``radii`` any other variable.
+        Where a field takes a list or a number, a list has one entry per stage, and a number holds for all stages.
+
+        Args:
+            name: what results are filed under.
+            layers: entry layer of each stage; they never decrease.
+            steps: optimisation steps; a stage with none is left out.
+            lr: peak of each stage's cosine ramp.
+            free: the variables that are optimised, among those that a point has at the stage's layer.
+            radius: l1 radius of the activation around its value when the stage begins; null: no ball.
+            radius_mode: ``relative``: radii are fractions of that value's own l1 norm, image by image; or ``absolute``.
+            radii: the same for the other variables.
+            lr_scale: per variable, a factor on ``lr``.
+            noise_maps: only the first so many noise maps are free, where ``free`` has ``noise``; null: all that remain.
+            center: of the ball: ``previous``, the previous stage's solution, advanced to this layer.
+            optimizer: ``adam``, ``adamw`` or ``sgd``.
+            space: latent space at layer 0; null: the generator's default.
+            spheres: variables kept on their spheres: each latent vector at norm √dim, each noise map at √(H·W).
+            noise: noise maps start ``random`` (drawn per image) or ``zero``.
 
         Raises:
             ScheduleError: naming the field, its value and the remedy.

@@ -331,4 +331,6 @@ def _describe(error: Exception, step: int, steps: int, images: int) -> str:
     memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or re.search(
         r"out of memory|can't allocate memory|not enough memory|bad_alloc", str(error), re.IGNORECASE
     )
-    return f"{message}; out of memory with {images} images at once: lower data.batch_size" if memory else message
+    if memory:
+        message += f"; out of memory with {images} images at once: lower data.batch_size, in another folder"
+    return message

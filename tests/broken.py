@@ -230,3 +230,13 @@ class DrawsFloat32(SequentialGenerator):
 
     def sample(self, rngs, space=None) -> LatentPoint:
         return LatentPoint(0, {"latent": torch.stack([torch.randn(4, generator=rng) for rng in rngs])})
+
+
+def memory_hungry() -> SequentialGenerator:
+    """Upsamples to 2560 x 2560: 80 MB an image, twice in a pass and three times in its gradient."""
+    torch.manual_seed(0)
+    parts = [
+        nn.Sequential(nn.Linear(4, 768), nn.Unflatten(1, (3, 16, 16))),
+        nn.Sequential(nn.Upsample(scale_factor=160), nn.Tanh(), nn.AvgPool2d(160)),
+    ]
+    return SequentialGenerator(parts, [4])

@@ -42,9 +42,15 @@ class WarmProcess:
     def __init__(self, server: subprocess.Popen[str], pid: int, folder: Path):
         self._server, self.pid, self._folder = server, pid, folder
 
+    def kill(self, signum: int) -> None:
+        """Send it a signal; none is hit if it has ended, for its number is taken until ``wait``."""
+        os.kill(self.pid, signum)
+
     def wait(self) -> subprocess.CompletedProcess[str]:
         """Wait for its end. A negative return code is the signal that killed it."""
-        assert self._server.stdout is not None
+        assert self._server.stdin is not None and self._server.stdout is not None
+        self._server.stdin.write("wait\n")
+        self._server.stdin.flush()
         status = int(self._server.stdout.readline())
         out, err = ((self._folder / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err"))
         return subprocess.CompletedProcess([str(self.pid)], os.waitstatus_to_exitcode(status), out, err)
@@ -75,6 +81,7 @@ class WarmCommand:
         Args:
             environment: variables to set.
             address_space: bytes that the process may map beyond what it has mapped when it begins (``RLIMIT_AS``).
+            stdout: a file to write standard output to, or ``"|"`` for a pipe that nobody reads from.
             die_at: kill itself by SIGKILL instead of calling ``os.fsync`` or ``os.replace`` for the n-th time (from 1).
         """
         assert self._server.stdin is not None and self._server.stdout is not None
@@ -93,11 +100,12 @@ class WarmCommand:
 
 def serve() -> Mapping[str, Any]:
     """Fork for every line of standard input; returns in the children only."""
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         pid = os.fork()
         if pid == 0:
             return json.loads(line)
         print(pid, flush=True)
+        sys.stdin.readline()  # "wait"
         print(os.waitpid(pid, 0)[1], flush=True)
     sys.exit(0)
 
@@ -107,6 +115,11 @@ def become(request: Mapping[str, Any]) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     out, err = (os.open(f"{request['folder']}/{name}", flags) for name in ("out", "err"))
+    if request.get("stdout") == "|":
+        reader, out = os.pipe()
+        os.close(reader)
+    elif "stdout" in request:
+        out = os.open(request["stdout"], os.O_WRONLY)
     for descriptor, target in ((nothing, 0), (out, 1), (err, 2)):
         os.dup2(descriptor, target)
     os.chdir(request["cwd"])
