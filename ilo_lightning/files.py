@@ -25,7 +25,7 @@ def locate(path: str | Path) -> Path:
 def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Write next to ``path``, fsync, then rename onto it. A crash at any moment leaves the old file or the new one."""
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.loggers import Logger
 
 from .callbacks.progress import display
-from .data.images import DataError, load_images
+from .data.images import load_images
 from .files import write_atomically
 from .generators.base import LayeredGenerator
-from .generators.checkpoints import CheckpointError
 from .interrupt import Interrupted, listen
 from .main import DONE, REFUSED, SOME_FAILED
 from .observations import MODES, Measured, Observations, Simulated
 from .operators.base import ForwardOperator
-from .pipeline import RunError, Setting, run
+from .operators.noise import NoiseModel
+from .pipeline import run
+from .rehearsal import check_generator_attributes, check_operator_attributes, one_line
 from .report.table import print_scores
-from .schedule import ScheduleError
+from .schedule import Method
+from .setting import RunError, Setting, renamed
 
-REFUSALS = (RunError, ScheduleError, DataError, CheckpointError, ValueError, OSError, OmegaConfBaseException)
+# ScheduleError, DataError, CheckpointError, RehearsalError and RunError are ValueErrors.
+REFUSALS = (ValueError, OSError, OmegaConfBaseException)
+SECTIONS = ("task", "generator", "method", "data", "trainer", "logger")
+
+T = TypeVar("T")
 
 
 def run_job(config: DictConfig, folder: str | Path) -> int:
@@ -35,8 +45,6 @@ def run_job(config: DictConfig, folder: str | Path) -> int:
             setting = build(config)
             if not (folder / "run.json").exists():  # a folder keeps the configuration that it was begun with
                 write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-        except InstantiationException as error:
-            return refuse(error.__cause__ or error)
         except REFUSALS as error:
             return refuse(error)
         steps = len(setting.batches) * setting.steps_per_batch
@@ -55,37 +63,84 @@ def run_job(config: DictConfig, folder: str | Path) -> int:
             interruption = Interrupted(stop.signum)
             print(f"{interruption}; run the same command with hydra.run.dir={folder} to go on", file=sys.stderr)
             return interruption.exit_code
-    report(setting, rows, folder)
+    with suppress(OSError):  # nobody reads it any more (`| head`): the results are files
+        report(setting, rows, folder)
     failed = any({"error", "fault"} & {*row, *(row.get("baseline") or ())} for row in rows)
     return SOME_FAILED if failed else DONE
 
 
 def refuse(error: BaseException) -> int:
     """Say why nothing was begun, in one line."""
-    print(f"error: {str(error).strip() or type(error).__name__}", file=sys.stderr)
+    message = str(error)
+    if isinstance(error, OmegaConfBaseException):
+        message = f"{error.full_key}: {next(iter(message.splitlines()), '')}"
+    print(f"error: {' '.join(message.split()) or type(error).__name__}", file=sys.stderr)
     return REFUSED
+
+
+def instantiate(config: Any, field: str, kind: type[T], **more: Any) -> T:
+    """Build what a section of the configuration describes.
+
+    Args:
+        config: the section, with its ``_target_``.
+        field: its name, for errors.
+        kind: what it must be.
+        more: further arguments of the target.
+
+    Raises:
+        RunError: naming the field, if building it fails, or gives something else.
+    """
+    target = config.get("_target_") if isinstance(config, DictConfig) else config
+    try:
+        made = hydra.utils.instantiate(config, **more)
+    except (Exception, SystemExit) as error:  # whatever a user's own module raises
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        message = renamed(str(cause), field)
+        if not isinstance(cause, ValueError) or not re.match(r"(task|generator|method|baseline)\b", message):
+            message = f"{field}._target_={target}: {one_line(cause)}"
+        raise RunError(message) from error
+    if not isinstance(made, kind):
+        raise RunError(f"{field}._target_={target}: gives a {type(made).__name__}, expected a {kind.__name__}")
+    return made
+
+
+def generator_of(config: DictConfig) -> LayeredGenerator:
+    """The generator that a configuration describes."""
+    generator = instantiate(config.generator, "generator", LayeredGenerator)
+    check_generator_attributes(generator)
+    return generator
 
 
 def build(config: DictConfig) -> Setting:
     """Instantiate and check everything a configuration describes."""
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    generator = hydra.utils.instantiate(config.generator)
+    for name in SECTIONS:
+        if not isinstance(config[name], DictConfig):
+            raise RunError(f"{name}={config[name]}: expected a section of options, see conf/{name}")
+    generator = generator_of(config)
     baseline = config.get("baseline")
     operator, observations = build_observations(config, generator)
     return Setting(
         config={name: values.get(name) for name in ("task", "generator", "method", "baseline", "data", "seed")},
         generator=generator,
         operator=operator,
-        method=hydra.utils.instantiate(config.method),
-        baseline=hydra.utils.instantiate(baseline) if baseline else None,
+        method=instantiate(config.method, "method", Method),
+        baseline=instantiate(baseline, "baseline", Method) if baseline else None,
         observations=observations,
         batch_size=config.data.batch_size,
         seed=config.seed,
         checkpoint_every_seconds=config.checkpoint_every_seconds,
         trainer=values["trainer"],
-        logger=hydra.utils.instantiate(config.logger.factory, _partial_=True) if config.logger.factory else None,
+        logger=_logger(config.logger.factory) if config.logger.factory else None,
         log_every=config.logger.every,
     )
+
+
+def _logger(config: Any) -> Callable[[Path, str], Sequence[Logger]]:
+    factory: Any = instantiate(config, "logger.factory", object, _partial_=True)
+    if not callable(factory):
+        raise RunError(f"logger.factory={config}: expected a _target_, called with a folder and a name for each fit")
+    return cast("Callable[[Path, str], Sequence[Logger]]", factory)
 
 
 def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple[ForwardOperator, Observations]:
@@ -95,8 +150,10 @@ def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple
             raise RunError(f"task.{field}={config.task.get(field)}: a task needs one; see conf/task")
     if config.data.mode not in MODES:
         raise RunError(f"data.mode={config.data.mode}: expected one of {', '.join(MODES)}")
-    operator = hydra.utils.instantiate(config.task.operator, image_shape=generator.image_shape)
-    noise = hydra.utils.instantiate(config.task.noise)
+    shape = generator.image_shape
+    operator = instantiate(config.task.operator, "task.operator", ForwardOperator, image_shape=shape)
+    check_operator_attributes(operator)
+    noise = instantiate(config.task.noise, "task.noise", NoiseModel)
     path, limit = config.data.path, config.data.limit
     if config.data.mode == "measured":
         task: Any = OmegaConf.to_container(config.task, resolve=True)
@@ -115,7 +172,8 @@ def report(setting: Setting, rows: list[dict[str, Any]], folder: Path) -> None:
             print(f"image {row.get('image', row['index'])}: {problem}", file=sys.stderr)
     if good:
         print_scores(setting.task_name, [outcome for row in good for outcome in _outcomes(row)])
-    if any("broken off" in str(row.get("error", row.get("fault"))) for row in rows):
+    problems = [str(row.get("error", row.get("fault"))) for row in rows]
+    if any(problem.startswith(("broken off", "can't be written", "can't be shown")) for problem in problems):
         print(f"run the same command with hydra.run.dir={folder} to go on", file=sys.stderr)
     print(f"results: {folder / 'results.jsonl'}")
     if good:

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None, tas
             return CRASHED
         from .refusal import CONFIGURATION_ERRORS, explain
 
-        if isinstance(error, CONFIGURATION_ERRORS):
+        if isinstance(error, (*CONFIGURATION_ERRORS, ValueError)):  # a ValueError for a group set to null, say
             print(f"error: {explain(error, overrides)}", file=sys.stderr)
         elif isinstance(error, OSError):  # no folder, or nothing can be written there
             print(f"error: hydra.run.dir: {error}; choose another folder", file=sys.stderr)
@@ -84,8 +84,3 @@ def solve(arguments: Sequence[str]) -> int:
 def measure(arguments: Sequence[str]) -> int:
     """``ilo measure``."""
     return main(arguments, program="ilo measure", task=_measure)
-
-
-def entry_point() -> None:
-    """Console entry: exits with the code of ``main``."""
-    sys.exit(main())

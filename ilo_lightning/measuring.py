@@ -6,16 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.errors import InstantiationException
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from .data.images import DataError, save_png
 from .files import write_atomically
-from .job import REFUSALS, build_observations, refuse
+from .job import REFUSALS, build_observations, generator_of, refuse
 from .main import DONE, REFUSED, SOME_FAILED
-from .observations import header
-from .pipeline import RunError
+from .observations import Observation, header
+from .operators.base import ForwardOperator
+from .rehearsal import one_line, rehearse_operator
+from .setting import RunError
 
 
 def measure_job(config: DictConfig, folder: str | Path) -> int:
@@ -24,35 +25,46 @@ def measure_job(config: DictConfig, folder: str | Path) -> int:
     Takes the configuration of a run; of it, task, data and seed count, and the generator's image size.
 
     Returns:
-        The exit code: 0 done, 2 refused before anything was written, 3 some pictures could not be read.
+        The exit code: 0 done, 2 refused before anything was written, 3 some pictures could not be measured.
     """
     folder = Path(folder)
     try:
         if config.data.mode != "simulated":
             raise RunError(f"data.mode={config.data.mode}: to measure pictures, use data.mode=simulated")
         task: Any = OmegaConf.to_container(config.task, resolve=True, throw_on_missing=True)
-        operator, observations = build_observations(config, hydra.utils.instantiate(config.generator))
-    except InstantiationException as error:
-        return refuse(error.__cause__ or error)
+        generator = generator_of(config)
+        operator, observations = build_observations(config, generator)
+        rehearse_operator(operator, torch.zeros(1, *generator.image_shape, dtype=generator.dtype))
     except REFUSALS as error:
         return refuse(error)
     failed = 0
     try:
         for index in range(len(observations)):
             try:
-                observation = observations[index]
+                _write(observations[index], operator, task, folder)
+            except OSError:
+                raise
             except DataError as error:
-                print(f"error: {error}", file=sys.stderr)
-                failed += 1
-                continue
-            target = folder / f"{observation.name}.safetensors"
-            observation.measurement.save(target, header(operator, task, observation.name))
-            save_png(operator.picture(observation.measurement.y)[0], target.with_suffix(".png"))
+                failed += _say(str(error))
+            except Exception as error:  # whatever a user's own operator raises
+                failed += _say(f"image {index}: can't be measured ({one_line(error)})")
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     except OSError as error:
-        print(f"error: {folder}: can't be written ({error})", file=sys.stderr)
+        _say(f"{folder}: can't be written ({error})")
         return SOME_FAILED
     print(f"{len(observations) - failed} measurements: {folder}")
     if failed == len(observations):
         return REFUSED if failed == 1 else SOME_FAILED
     return SOME_FAILED if failed else DONE
+
+
+def _write(observation: Observation, operator: ForwardOperator, task: Any, folder: Path) -> None:
+    target = folder / f"{observation.name}.safetensors"
+    observation.measurement.save(target, header(operator, task, observation.name))
+    picture = operator.picture(observation.measurement.y)[0]
+    save_png(picture.nan_to_num(nan=0.0), target.with_name(f"{observation.name}.png"))
+
+
+def _say(problem: str) -> int:
+    print(f"error: {problem}", file=sys.stderr)
+    return 1

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import identity
-from .data.images import DataError, Images, distinct, list_files, load_images, where
+from .data.images import DataError, Images, distinct, list_files, load_images, name_of, where
 from .operators.base import ForwardOperator, Measurement, MeasurementError, measure
 from .operators.noise import NoiseModel
 from .randomness import generator_for
@@ -72,6 +72,8 @@ class Simulated(Observations):
         truth = image.pixels.to(device_of(self.operator), self.dtype)
         rng = generator_for(self.seed, image.digest, "measurement noise")
         measurement = measure(self.operator, self.noise, truth[None], [rng])
+        if not bool(measurement.y.isfinite().all()):
+            raise DataError(f"{image.name}: what {type(self.operator).__name__} measures of it is not finite")
         return Observation(image.name, image.digest, measurement, image.pixels)
 
     def digest(self, index: int) -> str:
@@ -107,7 +109,7 @@ class Measured(Observations):
         self._pictures: Images | None = None
         self._path = path
         if self._files:
-            self.names = distinct([_name_of(file) for file in self._files])
+            self.names = distinct([_stated_name(file) for file in self._files])
         else:
             shape = operator.output_shape
             if not operator.measures_pictures:
@@ -205,10 +207,10 @@ def _remedy(info: Mapping[str, Any]) -> str:
     return f"; its header says {' '.join(overrides)}"
 
 
-def _name_of(file: Path) -> str:
+def _stated_name(file: Path) -> str:
     """The image's name that a measurement file states, if it is fit for a file name; else the file's own."""
     try:
         name = Measurement.read_info(file).get("image")
     except MeasurementError:
         name = None
-    return name if isinstance(name, str) and re.fullmatch(r"\w[\w .,+=()-]*", name) else file.stem
+    return name if isinstance(name, str) and re.fullmatch(r"\w[\w .,+=()-]{0,99}", name) else name_of(file)

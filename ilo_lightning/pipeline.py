@@ -12,120 +12,22 @@ FOLDER/results.jsonl                    all batches merged, once every batch was
 from __future__ import annotations
 
 import json
-import math
-import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-from pytorch_lightning.loggers import Logger
-from torch import Tensor
-
-from . import identity, metrics
+from . import identity
 from .callbacks import ResumeCheckpoint
 from .callbacks.progress import Display
-from .data.images import DataError, save_png, to_uint8
+from .data.images import DataError
 from .files import exclusive, write_atomically
-from .generators.base import LayeredGenerator
 from .interrupt import StopRequest
-from .observations import Observation, Observations, device_of, header, observe
-from .operators.base import ForwardOperator
-from .report.figure import Panel, save_figure
-from .schedule import Method
-from .solution import Solution
-from .solve import Reconstruction, SolveError, check_method, check_trainer, initial_point, solve
-
-Row = dict[str, Any]
-
-
-class RunError(ValueError):
-    """A run that can't begin; the message names the field, its value and the remedy."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Everything a run needs, built and checked.
-
-    Args:
-        config: resolved configuration (JSON values); its sections task, generator, method, baseline, data and seed make
-            the run's identity.
-        method: what is run; ``baseline``, if any, is run first on the same measurements.
-        trainer: further arguments of ``pytorch_lightning.Trainer``.
-        logger: called with a folder and a name for each fit, gives Lightning loggers.
-    """
-
-    config: Mapping[str, Any]
-    generator: LayeredGenerator
-    operator: ForwardOperator
-    method: Method
-    observations: Observations
-    baseline: Method | None = None
-    batch_size: int = 8
-    seed: int = 0
-    checkpoint_every_seconds: float = 30.0
-    trainer: Mapping[str, Any] | None = None
-    logger: Callable[[Path, str], Sequence[Logger]] | None = None
-    log_every: int = 10
-
-    def __post_init__(self) -> None:
-        for name, value in (("data.batch_size", self.batch_size), ("logger.every", self.log_every)):
-            if not _is_whole(value) or value < 1:
-                raise RunError(f"{name}={value}: expected a whole number, at least 1")
-        if not _is_whole(self.seed):
-            raise RunError(f"seed={self.seed}: expected a whole number")
-        if not isinstance(self.checkpoint_every_seconds, int | float) or not self.checkpoint_every_seconds > 0:
-            raise RunError(f"checkpoint_every_seconds={self.checkpoint_every_seconds}: expected seconds, more than 0")
-        check_trainer(self.trainer or {})
-        check_method(self.method, self.generator)
-        if self.baseline is not None:
-            check_method(self.baseline, self.generator)
-            if self.baseline.name == self.method.name:
-                raise RunError(f"method@baseline={self.baseline.name}: the same name as the method; choose another")
-        if tuple(self.operator.input_shape) != tuple(self.generator.image_shape):
-            raise RunError(
-                f"task.operator takes images {tuple(self.operator.input_shape)}, the generator makes "
-                f"{tuple(self.generator.image_shape)}"
-            )
-        self._rehearse()
-
-    def _rehearse(self) -> None:
-        """One image through generator and operator, so that what they can't do is known before any long work."""
-        point = initial_point(self.generator, self.method, [torch.Generator().manual_seed(0)])
-        for field, expected, make in (
-            ("generator", self.generator.image_shape, lambda: self.generator(point)),
-            ("task.operator", self.operator.output_shape, lambda: self.operator(self.generator(point))),
-        ):
-            try:
-                with torch.no_grad():
-                    shape = tuple(make().shape)
-            except Exception as error:  # whatever a user's own module raises
-                raise RunError(f"{field}: fails on its first image ({type(error).__name__}: {error})") from error
-            if shape != (1, *expected):
-                raise RunError(f"{field}: gives {shape} for one image, but says {(1, *expected)}")
-
-    @property
-    def methods(self) -> list[Method]:
-        return [self.method] if self.baseline is None else [self.baseline, self.method]
-
-    @property
-    def batches(self) -> list[range]:
-        count = len(self.observations)
-        return [range(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
-
-    @property
-    def steps_per_batch(self) -> int:
-        return sum(method.schedule.steps for method in self.methods)
-
-    @property
-    def task_name(self) -> str:
-        return str(self.config.get("task", {}).get("name", type(self.operator).__name__))
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+from .observations import Observation, Observations, observe
+from .records import Row, write_image
+from .rehearsal import one_line
+from .setting import RunError, Setting
+from .solve import Reconstruction, SolveError, solve
 
 
 def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | None = None) -> list[Row]:
@@ -153,9 +55,9 @@ def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopReq
         stop.check()
         batch = folder / "batches" / f"{index:04d}"
         finished = batch.with_suffix(".jsonl")
-        if finished.exists():
+        if (before := _finished(finished)) is not None:
             display.step("finished before", setting.steps_per_batch, None)
-            rows += [json.loads(line) for line in finished.read_text().splitlines()]
+            rows += before
             continue
         try:
             found, complete = _run_batch(setting, folder, index, members, display, stop)
@@ -163,14 +65,25 @@ def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopReq
                 write_atomically(finished, "".join(json.dumps(row) + "\n" for row in found))
                 for leftover in (*batch.parent.glob(f"{batch.name}-*.ckpt"), Path(f"{batch}-error.txt")):
                     leftover.unlink(missing_ok=True)
-        except (
-            OSError
-        ) as error:  # such as a full disk: what is there stays, and the next call takes up this batch again
+        except OSError as error:  # a full disk, say: what is there stays, and the next call takes up this batch again
             found = [{"index": member, "error": f"can't be written: {error}"} for member in members]
         rows += found
     write_atomically(folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    for leftover in folder.rglob(".*.part"):  # of processes that were killed while they wrote a file
-        leftover.unlink()
+    for place, pattern in ((folder, ".*.part"), (folder / "batches", ".*.part"), (folder / "images", "*/.*.part")):
+        for leftover in place.glob(pattern):  # of processes that were killed while they wrote a file
+            leftover.unlink(missing_ok=True)
+    return rows
+
+
+def _finished(path: Path) -> list[Row] | None:
+    """The rows of a batch that an earlier call finished; None where it must be done (again)."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        warnings.warn(f"{path}: damaged ({error}); doing this batch again", stacklevel=2)
+        return None
     return rows
 
 
@@ -179,19 +92,21 @@ def claim(setting: Setting, folder: Path) -> None:
     parts: dict[str, Any] = {name: setting.config.get(name) for name in ("task", "method", "baseline", "seed")}
     parts["batch_size"] = setting.batch_size  # resuming re-forms the same batches
     # What files hold counts, not where they lie.
-    parts["task"] = {name: value for name, value in (parts["task"] or {}).items() if name not in ("mask", "operator")}
+    parts["task"] = _without_paths(parts["task"])
+    parts["task"]["operator"] = _without_paths(parts["task"].get("operator"))
     parts["operator"] = identity.fingerprint(setting.operator)
-    parts["generator"] = setting.generator.provenance.get("sha256") or identity.fingerprint(setting.generator)
+    parts["generator"] = _without_paths(setting.config.get("generator"))
+    parts["weights"] = setting.generator.provenance.get("sha256") or identity.fingerprint(setting.generator)
     parts["images"] = _digests(setting.observations)
     parts["precision"] = (setting.trainer or {}).get("precision")
     parts["version"] = identity.versions()["ilo_lightning"]
     record = folder / "run.json"
     if record.exists():
         try:
-            found = json.loads(record.read_text())
-        except ValueError:
+            found = json.loads(record.read_text(encoding="utf-8"))["parts"]
+            changes = identity.differences(found, parts)
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise RunError(f"hydra.run.dir={folder}: its run.json is damaged; choose another folder") from None
-        changes = identity.differences(found["parts"], parts)
         if changes:
             raise RunError(
                 f"hydra.run.dir={folder}: holds another run ({'; '.join(changes[:4])}); "
@@ -199,6 +114,10 @@ def claim(setting: Setting, folder: Path) -> None:
             )
         return
     write_atomically(record, json.dumps({"identity": identity.identity(parts), "parts": parts}, indent=1))
+
+
+def _without_paths(section: Any) -> Row:
+    return {name: value for name, value in (section or {}).items() if name not in ("mask", "checkpoint")}
 
 
 def _digests(observations: Observations) -> list[str]:
@@ -226,6 +145,8 @@ def _run_batch(
             known[member] = setting.observations[member]
         except DataError as error:
             rows[member] = {"index": member, "error": str(error)}
+        except Exception as error:  # whatever a user's own operator raises
+            rows[member] = {"index": member, "error": f"can't be measured ({one_line(error)})"}
     if not known:
         display.step("no readable image", setting.steps_per_batch, None)
         return [rows[member] for member in members], True
@@ -262,98 +183,30 @@ def _run_batch(
             )
         except SolveError as error:
             fault = str(error)
-            write_atomically(folder / "batches" / f"{index:04d}-error.txt", "".join(traceback.format_exception(error)))
+            _note(error, folder, index)
             if error.reconstruction is not None:
                 runs[method.name] = error.reconstruction
+    complete = fault is None
     for place, (member, observation) in enumerate(known.items()):
-        if setting.method.name in runs:
-            target = folder / "images" / observation.name
-            row = _write_image(setting, target, member, observation, runs, place)
-            row |= {"folder": str(target.relative_to(folder)), "batch": index}
-            rows[member] = row if fault is None else row | {"fault": fault}
-        else:
+        if setting.method.name not in runs:
             rows[member] = {"index": member, "image": observation.name, "error": fault}
-    return [rows[member] for member in members], fault is None
-
-
-def _write_image(
-    setting: Setting,
-    target: Path,
-    member: int,
-    observation: Observation,
-    runs: Mapping[str, Reconstruction],
-    place: int,
-) -> Row:
-    """Solution, pictures and figure of one image; its row of results.jsonl."""
-    truth = observation.truth
-    y = observation.measurement.y.to(device_of(setting.operator))  # the first fit has moved it, after y was made
-    observed = setting.operator.picture(y)[0].cpu()
-    if truth is not None:
-        save_png(truth, target / "truth.png")
-    save_png(observed, target / "measurement.png")
-    observation.measurement.save(
-        target / "measurement.safetensors", header(setting.operator, setting.config.get("task"), observation.name)
-    )
-    panels = [_panel("measurement", observed)]
-    outcomes: dict[str, Row] = {}
-    for method in setting.methods:
-        if method.name not in runs:
             continue
-        suffix = "" if method is setting.method else f"-{method.name}"
-        path = target / f"solution{suffix}.safetensors"
-        reconstruction = runs[method.name]
-        reconstruction.solutions[place].save(path)
-        # What is shown and scored is what the file decodes to, on its own.
-        solution = Solution.load(path)
-        decoded = solution.decode(setting.generator).cpu()
-        save_png(decoded.nan_to_num(nan=0.0), target / f"reconstruction{suffix}.png")
-        scores = _scores(decoded, truth)
-        stages = []
-        # A method that was broken off has fewer pictures than stages.
-        for stage, pictures in zip(method.schedule.stages, reconstruction.strip, strict=False):
-            psnr = _scores(pictures[place], truth).get("psnr")
-            stages.append({"layer": stage.layer, "steps": stage.steps, "psnr": psnr})
-            if method is setting.method and len(method.schedule) > 1:
-                panels.append(_panel(f"{method.name}: after layer {stage.layer}", pictures[place], psnr))
-        title = f"{method.name}: result" if method is setting.method else method.name
-        panels.append(_panel(title, decoded, scores.get("psnr")))
-        outcomes[method.name] = {
-            "method": method.name,
-            "metrics": scores,
-            **{name: solution.info[name] for name in ("data_fit", "evaluations", "seconds")},
-            "stages": stages,
-        }
-        if "fault" in solution.info:
-            outcomes[method.name]["fault"] = solution.info["fault"]
-    if truth is not None:
-        panels.append(_panel("truth", truth))
-    save_figure(panels, target / "figure.png")
-    outcome = outcomes[setting.method.name]
-    return {
-        "image": observation.name,
-        "index": member,
-        "digest": observation.digest,
-        "task": setting.task_name,
-        **outcome,
-        "protocols": {name: metrics.PROTOCOLS[name] for name in outcome["metrics"]},
-        "baseline": outcomes.get(setting.baseline.name) if setting.baseline else None,
-        "seed": setting.seed,
-        "operator_seed": setting.config.get("task", {}).get("seed"),
-        "versions": identity.versions(),
-        "commit": identity.commit(),
-        "batch_size": len(runs[setting.method.name].solutions),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+        stop.check()
+        target = folder / "images" / observation.name
+        try:
+            row = write_image(setting, target, member, observation, runs, place)
+        except OSError:
+            raise
+        except Exception as error:  # whatever a user's own operator or generator raises: the point itself is saved
+            _note(error, folder, index)
+            rows[member] = {"index": member, "image": observation.name, "error": f"can't be shown ({one_line(error)})"}
+            complete = False
+            continue
+        row |= {"folder": str(target.relative_to(folder)), "batch": index}
+        rows[member] = row if fault is None else row | {"fault": fault}
+    return [rows[member] for member in members], complete
 
 
-def _scores(image: Tensor, truth: Tensor | None) -> dict[str, float | None]:
-    """Metrics of one image; none without a truth, None where one isn't finite (JSON has no NaN)."""
-    if truth is None:
-        return {}
-    values = {name: values[0] for name, values in metrics.evaluate(image[None], truth[None]).items()}
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
-def _panel(title: str, image: Tensor, psnr: float | None = None) -> Panel:
-    note = "" if psnr is None else f"{psnr:.2f} dB"
-    return Panel(title, to_uint8(image.nan_to_num(nan=0.0)).permute(1, 2, 0).numpy(), note)
+def _note(error: BaseException, folder: Path, index: int) -> None:
+    """Keep the traceback of what broke a batch off."""
+    write_atomically(folder / "batches" / f"{index:04d}-error.txt", "".join(traceback.format_exception(error)))

@@ -27,10 +27,12 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         for override in overrides:
             if str(override.value()) not in choices and f"{override.key_or_group}/" in f"{error.missing_cfg_file}/":
                 value = str(override.value())
-                return (
-                    f"{override.key_or_group}={value}: no such choice{_nearest(value, choices)}; there are "
-                    f"{', '.join(choices)}"
-                )
+                named = override.get_key_element()
+                return f"{named}={value}: no such choice{_nearest(value, choices)}; there are {', '.join(choices)}"
+    if first_line.startswith("Config group override must be"):
+        for override in overrides:
+            if override.value() is None and "." not in override.key_or_group:
+                return f"{override.get_key_element()}=null: expected the name of a choice; `--help` lists them"
     if isinstance(error, ConfigCompositionException | ConfigKeyError):
         known = list(_keys(_composed(overrides)))
         for override in overrides:

@@ -20,12 +20,11 @@ class ScheduleError(ValueError):
     """A schedule that can't be run; the message names the field, its value and the remedy."""
 
 
-def _number(name: str, value: Any, minimum: float = 0.0, strict: bool = False) -> float:
+def _number(name: str, value: Any, *, positive: bool = False, finite: bool = False) -> None:
     ok = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-    if not ok or value < minimum or (strict and (value == minimum or math.isinf(value))):
-        bound = f"greater than {minimum:g}" if strict else f"at least {minimum:g}"
-        raise ScheduleError(f"{name}={value}: expected a number {bound}")
-    return float(value)
+    if not ok or value < 0 or (positive and value == 0) or (finite and math.isinf(value)):
+        kind = "finite number" if finite else "number"
+        raise ScheduleError(f"{name}={value}: expected a {kind} {'greater than' if positive else 'at least'} 0")
 
 
 def _count(name: str, value: Any) -> int:
@@ -69,11 +68,11 @@ class Stage:
     def __post_init__(self) -> None:
         _count("method.layers", self.layer)
         _count("method.steps", self.steps)
-        _number("method.lr", self.lr, strict=True)
+        _number("method.lr", self.lr, positive=True, finite=True)
         for name, radius in self.radii.items():
             _number("method.radius" if name == "activation" else f"method.radii.{name}", radius)
         for name, scale in self.lr_scale.items():
-            _number(f"method.lr_scale.{name}", scale)
+            _number(f"method.lr_scale.{name}", scale, finite=True)
         if self.noise_maps is not None:
             _count("method.noise_maps", self.noise_maps)
         _choice("method.optimizer", self.optimizer, OPTIMIZERS)
@@ -157,7 +156,7 @@ class Method:
     noise: str = "random"
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.+-]*", self.name):
+        if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.+-]*", self.name):
             raise ScheduleError(f"method.name={self.name}: expected letters, digits, _ . + -: files are named after it")
 
     @classmethod
@@ -181,8 +180,24 @@ class Method:
     ) -> Method:
         """Build a method from the fields of ``conf/method/*.yaml``.
 
-        Where a field takes a list, it has one entry per stage; a scalar holds for all stages. ``radius`` bounds the
-        activation, ``radii`` any other variable.
+        Where a field takes a list or a number, a list has one entry per stage, and a number holds for all stages.
+
+        Args:
+            name: what results are filed under.
+            layers: entry layer of each stage; they never decrease.
+            steps: optimisation steps; a stage with none is left out.
+            lr: peak of each stage's cosine ramp.
+            free: the variables that are optimised, among those that a point has at the stage's layer.
+            radius: l1 radius of the activation around its value when the stage begins; null: no ball.
+            radius_mode: ``relative``: radii are fractions of that value's own l1 norm, image by image; or ``absolute``.
+            radii: the same for the other variables.
+            lr_scale: per variable, a factor on ``lr``.
+            noise_maps: only the first so many noise maps are free, where ``free`` has ``noise``; null: all that remain.
+            center: of the ball: ``previous``, the previous stage's solution, advanced to this layer.
+            optimizer: ``adam``, ``adamw`` or ``sgd``.
+            space: latent space at layer 0; null: the generator's default.
+            spheres: variables kept on their spheres: each latent vector at norm √dim, each noise map at √(H·W).
+            noise: noise maps start ``random`` (drawn per image) or ``zero``.
 
         Raises:
             ScheduleError: naming the field, its value and the remedy.

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
-from hydra.errors import InstantiationException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from . import metrics
 from .data.images import DataError, Image, load_images
 from .files import write_atomically
-from .job import REFUSALS, refuse
+from .job import REFUSALS, generator_of, refuse
 from .main import DONE, SOME_FAILED
-from .pipeline import RunError
+from .rehearsal import one_line
 from .report.table import print_scores
+from .setting import RunError
 from .solution import Solution, SolutionError
 
 
@@ -38,16 +38,19 @@ def main(arguments: Sequence[str]) -> int:
         config_file = options.run / "config.yaml"
         if not config_file.is_file():
             raise RunError(f"{options.run}: no folder of a run, it has no config.yaml")
-        config = OmegaConf.load(config_file)
+        try:
+            config = OmegaConf.load(config_file)
+        except YAMLError as error:
+            raise RunError(f"{config_file}: damaged ({error})") from error
+        if not isinstance(config, DictConfig):
+            raise RunError(f"{config_file}: not the configuration of a run")
         if options.checkpoint:
             config.generator.checkpoint = options.checkpoint
-        generator = hydra.utils.instantiate(config.generator)
+        generator = generator_of(config)
         images = load_images(options.truth, generator.image_shape)
         folders = sorted(folder for folder in (options.run / "images").glob("*") if folder.is_dir())
         if not folders:
             raise RunError(f"{options.run}: holds no reconstructions")
-    except InstantiationException as error:
-        return refuse(error.__cause__ or error)
     except REFUSALS as error:
         return refuse(error)
     places = {name: index for index, name in enumerate(images.names)}
@@ -63,6 +66,9 @@ def main(arguments: Sequence[str]) -> int:
             rows += [_row(folder.name, solution, generator, truth) for solution in solutions]
         except (DataError, SolutionError) as error:
             print(f"image {folder.name}: {error}", file=sys.stderr)
+            failed += 1
+        except Exception as error:  # a point that this generator can't decode, say
+            print(f"image {folder.name}: can't be scored ({one_line(error)})", file=sys.stderr)
             failed += 1
     if not rows:
         return SOME_FAILED

@@ -16,7 +16,6 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from .callbacks import (
@@ -111,7 +110,7 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
         ("method.lr_scale", {variable for stage in stages for variable in stage.lr_scale}),
         ("method.spheres", set(method.spheres)),
     ):
-        for variable in sorted(named - seen - set(VARIABLES)):
+        for variable in sorted(named - seen - set(VARIABLES), key=str):
             raise ScheduleError(f"{field}: unknown variable {variable!r}; {name} has {', '.join(sorted(seen))}")
     space = method.space or generator.spaces[0]
     if "latent" in method.spheres and space in ("w", "w_plus"):
@@ -147,7 +146,7 @@ def check_trainer(arguments: Mapping[str, Any]) -> None:
     with _quiet_lightning():
         try:
             _new_trainer(arguments, max_epochs=1, logger=False, enable_checkpointing=False)
-        except (TypeError, ValueError, MisconfigurationException) as error:
+        except Exception as error:  # whatever Lightning and its accelerators raise
             raise ValueError(f"trainer={dict(arguments)}: {error}") from error
 
 
@@ -184,6 +183,7 @@ def _quiet_lightning() -> Iterator[None]:
                 ".*Found .* module.* in eval mode.*",
                 ".*GPU available but not used.*",
                 ".*treespec.*LeafSpec.*",  # Lightning 2.6 against torch 2.14
+                ".*The `srun` command is available.*",
             ):
                 warnings.filterwarnings("ignore", message=message)
             yield
@@ -241,13 +241,14 @@ def solve(
     check_method(method if init is None else replace(method, space=init.space), generator)
     if len(keys) != len(measurement):
         raise ValueError(f"{len(keys)} keys for a measurement of {len(measurement)} images")
-    if init is None:
-        point = initial_point(generator, method, [generator_for(seed, key, "initial point") for key in keys])
-    elif init.batch_size == len(measurement):
-        point = init.to(generator.device)
-    else:
+    if init is not None and init.batch_size != len(measurement):
         raise ValueError(f"init holds {init.batch_size} images for a measurement of {len(measurement)}")
-    problem = InverseProblem(generator, operator, measurement, method.schedule, point, data_fit)
+    try:
+        rngs = [generator_for(seed, key, "initial point") for key in keys]
+        point = initial_point(generator, method, rngs) if init is None else init.to(generator.device)
+        problem = InverseProblem(generator, operator, measurement, method.schedule, point, data_fit)
+    except (RuntimeError, MemoryError) as error:
+        raise SolveError(_describe(error, 0, method.schedule.steps, len(keys)), None) from error
     best, history, strip = BestIterate(), History(log_every), PictureStrip()
     own: list[Callback] = [StageSchedule(), best, Spheres(method.spheres), L1Projection(), history, strip]
     own += [Progress(display or QuietDisplay()), *callbacks]
@@ -328,6 +329,8 @@ def _describe(error: Exception, step: int, steps: int, images: int) -> str:
     first_line = next(iter(str(error).strip().splitlines()), "")
     message = f"broken off at step {step + 1} of {steps}: {type(error).__name__}: {first_line}"
     memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or re.search(
-        r"out of memory|can't allocate memory|not enough memory", str(error), re.IGNORECASE
+        r"out of memory|can't allocate memory|not enough memory|bad_alloc", str(error), re.IGNORECASE
     )
-    return f"{message}; out of memory with {images} images at once: lower data.batch_size" if memory else message
+    if memory:
+        message += f"; out of memory with {images} images at once: lower data.batch_size, in another folder"
+    return message

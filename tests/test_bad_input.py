@@ -4,40 +4,45 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import struct
 import subprocess
-import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ilo_lightning.generators.checkpoints import save_generator
-from tests.networks import small_stylegan2
-from tests.test_run import rows_of
+from tests.test_run import comparable, rows_of
+from tests.warm import WarmCommand
+from tests.whole import check_folder
 
 TABLE = Path(__file__).parents[1] / "docs" / "bad-input.md"
 QUICK = ["trainer=cpu", "method.layers=[0,1]", "method.steps=[2,2]", "method.lr=[0.1,0.1]"]
 
 
-def run(folder: Path, *arguments: str, checkpoint: Path | None = None) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def ilo() -> Iterator[WarmCommand]:
+    with WarmCommand() as command:
+        yield command
+
+
+@pytest.fixture(autouse=True)
+def mine(tmp_path: Path) -> None:
+    """A module of one's own, in the folder where one works."""
+    shutil.copy(Path(__file__).with_name("broken.py"), tmp_path / "mine.py")
+
+
+def solve(
+    ilo: WarmCommand, folder: Path, checkpoint: Path, *arguments: str, **how: Any
+) -> subprocess.CompletedProcess[str]:
     """`ilo solve` in a process of its own; ``folder`` is its run directory."""
-    generator = ["generator=stylegan2", f"generator.checkpoint={checkpoint}"] if checkpoint else []
-    command = [
-        sys.executable,
-        "-m",
-        "ilo_lightning.cli",
-        "solve",
-        *generator,
-        *QUICK,
-        f"hydra.run.dir={folder}",
-        *arguments,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent)
+    generator = ["generator=stylegan2", f"generator.checkpoint={checkpoint}"]
+    return ilo.run("solve", *generator, *QUICK, f"hydra.run.dir={folder}", *arguments, cwd=folder.parent, **how)
 
 
 def pixels(height: int = 16, width: int = 16, channels: int = 3) -> np.ndarray:
@@ -99,6 +104,11 @@ def animation(path: Path) -> Path:
     return path
 
 
+def damaged(run: Path) -> Path:
+    text(made(made(run) / "batches") / "0000-ilo.ckpt", b"PK\x03\x04 half a checkpoint")
+    return run
+
+
 def other_checkpoint(path: Path) -> Path:
     torch.save({"g_ema": {"weight": torch.zeros(3)}}, path)
     return path
@@ -132,7 +142,11 @@ CASES: dict[str, Case] = {
         "save it without transparency",
     ),
     "mask of another size": (lambda f: [f"task.mask={mask(f / 'm.png', 8)}"], 2, r"task\.mask=.*8"),
-    "empty mask": (lambda f: [f"task.mask={mask(f / 'm.png', value=0)}"], 2, r"task\.mask=.*nothing"),
+    "empty mask": (
+        lambda f: [f"task.mask={mask(f / 'm.png', value=0)}"],
+        2,
+        r"task\.mask=.*black everywhere; leave some",
+    ),
     "full mask": (lambda f: [f"task.mask={mask(f / 'm.png', value=255)}"], 0, None),
     "fraction 0": (lambda f: ["task.fraction=0"], 2, r"task\.fraction=0.*\(0, 1\]"),
     "fraction above 1": (lambda f: ["task.fraction=1.5"], 2, r"task\.fraction=1\.5.*\(0, 1\]"),
@@ -175,33 +189,43 @@ CASES: dict[str, Case] = {
         "data fit not finite from step 2 on .* kept the best before; lower method.lr",
     ),
     "out of memory": (lambda f: [], 3, None),
+    "an operator or generator of one's own that can't do it": (
+        lambda f: ["task=denoising", "task.operator._target_=mine.NotFinite"],
+        2,
+        r"task\.operator: gives numbers that are not finite for one image",
+    ),
+    "an operator of one's own that fails on one image": (
+        lambda f: [
+            *("task=denoising", "task.operator._target_=mine.Raises", "+task.operator.call=2"),
+            f"data.path={f / 'three'}",
+        ],
+        3,
+        "can't be measured .*RuntimeError: something in two lines",
+    ),
+    "damaged checkpoint of an interrupted run": (lambda f: [f"hydra.run.dir={damaged(f / 'run')}"], 0, "damaged"),
     "one bad image in a folder": (lambda f: [f"data.path={f / 'mixed'}"], 3, r"bad\.png: not an image"),
 }
 ELSEWHERE = {"full disk", "out of memory"}
-"""Tested below, on a small tmpfs, and in test_run_faults.py."""
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("generator") / "small.safetensors"
-    save_generator(small_stylegan2(dtype=torch.float32), path)
-    return path
+"""Tested below, on a small tmpfs and with little memory."""
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ELSEWHERE])
-def test_accepted_by_a_stated_rule_or_refused_in_one_line(name: str, checkpoint: Path, tmp_path: Path):
+def test_accepted_by_a_stated_rule_or_refused_in_one_line(
+    name: str, ilo: WarmCommand, checkpoint: Path, tmp_path: Path
+):
     make, code, words = CASES[name]
     picture = png(tmp_path / "good.png")
     if name == "measurement of another operator":
-        command = [sys.executable, "-m", "ilo_lightning.cli", "measure", "generator=stylegan2"]
-        command += [f"generator.checkpoint={checkpoint}", "task=compressed_sensing", f"hydra.run.dir={tmp_path / 'y'}"]
-        subprocess.run([*command, f"data.path={picture}"], check=True, capture_output=True)
-    if name == "one bad image in a folder":
-        made(tmp_path / "mixed")
-        png(tmp_path / "mixed" / "a.png"), text(tmp_path / "mixed" / "bad.png", "x"), png(tmp_path / "mixed" / "z.png")
+        y = [f"generator.checkpoint={checkpoint}", "task=compressed_sensing", f"hydra.run.dir={tmp_path / 'y'}"]
+        assert ilo.run("measure", "generator=stylegan2", *y, f"data.path={picture}", cwd=tmp_path).returncode == 0
+    for folder, others in (("mixed", ["bad.png"]), ("three", [])):
+        made(tmp_path / folder)
+        png(tmp_path / folder / "a.png"), png(tmp_path / folder / "z.png")
+        for other in others:
+            text(tmp_path / folder / other, "x")
     given = make(tmp_path)
     defaults = [] if any(argument.startswith("data.path=") for argument in given) else [f"data.path={picture}"]
-    done = run(tmp_path / "run", *defaults, *given, checkpoint=checkpoint)
+    done = solve(ilo, tmp_path / "run", checkpoint, *defaults, *given)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     if code == 2:
@@ -209,7 +233,8 @@ def test_accepted_by_a_stated_rule_or_refused_in_one_line(name: str, checkpoint:
         assert not (tmp_path / "run" / "results.jsonl").exists()
     else:
         rows = rows_of(tmp_path / "run")
-        assert sum("error" not in row for row in rows) == (2 if name == "one bad image in a folder" else 1)
+        assert sum("error" not in row for row in rows) == (2 if "mixed" in str(given) else 1)
+        assert check_folder(tmp_path / "run") == []
     if words:
         assert re.search(words, done.stderr), done.stderr
 
@@ -222,29 +247,66 @@ def test_the_table_is_the_test():
     }
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small tmpfs needs root")
-def test_a_full_disk(checkpoint: Path, tmp_path: Path):
-    """On a tmpfs too small for the results: exit 3 and one line; with more room the same command finishes."""
-    disk = made(tmp_path / "disk")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], capture_output=True, text=True
-    )
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 200 kB: a tmpfs."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    folder = made(tmp_path / "disk")
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"can't mount a tmpfs here: {mounted.stderr.strip()}")
-    try:
-        picture = png(tmp_path / "good.png")
-        ballast = text(disk / "ballast", b"\0" * 120_000)
-        arguments = [f"data.path={picture}", "checkpoint_every_seconds=1e-6"]
-        done = run(disk / "run", *arguments, checkpoint=checkpoint)
-        assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
-        assert "No space left" in done.stderr
-        for path in (disk / "run").rglob("*"):
-            assert path.suffix != ".png" or Image.open(path).verify() is None  # what has its final name is whole
-        ballast.unlink()
-        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
-        assert run(disk / "run", *arguments, checkpoint=checkpoint).returncode == 0
-        assert run(tmp_path / "whole", *arguments, checkpoint=checkpoint).returncode == 0
-        found, expected = (rows_of(folder)[0] for folder in (disk / "run", tmp_path / "whole"))
-        assert found["metrics"] == expected["metrics"]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("free", [0, 4, 8, 16, 48, 80])
+def test_a_full_disk(free: int, disk: Path, ilo: WarmCommand, checkpoint: Path, tmp_path: Path):
+    """Wherever the disk fills up, what has its final name is whole; with more room the same command finishes, with the
+    results of a run that never stopped."""
+    arguments = [f"data.path={png(tmp_path / 'good.png')}", "checkpoint_every_seconds=1e-6"]
+    ballast = text(disk / "ballast", b"\0" * (200 - free) * 1000)
+    done = solve(ilo, disk / "run", checkpoint, *arguments)
+    # Without room for the folder itself, nothing was begun.
+    assert done.returncode in ((2, 3) if free <= 8 else (3,)), done.stderr
+    assert "No space left" in done.stderr and "Traceback" not in done.stderr
+    check_folder(disk / "run")
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+    assert solve(ilo, disk / "run", checkpoint, *arguments).returncode == 0
+    assert check_folder(disk / "run") == []
+    assert solve(ilo, tmp_path / "whole", checkpoint, *arguments).returncode == 0
+    assert comparable(rows_of(disk / "run")) == comparable(rows_of(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(("megabytes", "key"), [(450, "error"), (800, "fault")], ids=["forward", "backward"])
+def test_out_of_memory(megabytes: int, key: str, ilo: WarmCommand, tmp_path: Path):
+    """Four images of a generator that needs 80 MB for each; the limit stops the first pass, or its gradient, after
+    which there is a best so far. With enough memory the same command finishes."""
+    for index in range(4):
+        made(tmp_path / "pictures") if not index else None
+        png(tmp_path / "pictures" / f"{index}.png")
+    generator = ["generator._target_=mine.memory_hungry", "~generator.checkpoint", "method.lr=0.01"]
+    arguments = [*generator, *QUICK, f"data.path={tmp_path / 'pictures'}", f"hydra.run.dir={tmp_path / 'run'}"]
+    done = ilo.run("solve", *arguments, cwd=tmp_path, address_space=megabytes * 2**20)
+    assert done.returncode == 3, done.stderr
+    assert "out of memory with 4 images at once: lower data.batch_size" in done.stderr
+    assert "Traceback" not in done.stderr
+    rows = rows_of(tmp_path / "run")
+    assert [key in row for row in rows] == [True] * 4, rows
+    check_folder(tmp_path / "run")
+    assert ilo.run("solve", *arguments, cwd=tmp_path).returncode == 0
+    whole = [*arguments, f"hydra.run.dir={tmp_path / 'whole'}"]
+    assert ilo.run("solve", *whole, cwd=tmp_path).returncode == 0
+    assert comparable(rows_of(tmp_path / "run")) == comparable(rows_of(tmp_path / "whole"))
+
+
+def test_whoever_reads_the_output_may_leave(ilo: WarmCommand, checkpoint: Path, tmp_path: Path):
+    """`ilo solve … | head -0`, and a standard output that is on a full disk: the run finishes."""
+    picture = png(tmp_path / "good.png")
+    for index, stdout in enumerate(("|", "/dev/full")):
+        folder = tmp_path / str(index)
+        done = solve(ilo, folder, checkpoint, f"data.path={picture}", stdout=stdout)
+        assert done.returncode == 0 and done.stderr == ""
+        assert len(rows_of(folder)) == 1

@@ -89,7 +89,9 @@ def test_the_wheel_holds_the_package_and_its_data(wheel: Path, repository: Path)
         paths = {path for pattern in patterns for path in (repository / folder).glob(pattern)}
         return {path.relative_to(repository).as_posix() for path in paths}
 
-    expected = on_disk("ilo_lightning", "**/*.py", "py.typed", "data/*.png", "generators/weights/*.safetensors")
+    expected = on_disk(
+        "ilo_lightning", "**/*.py", "py.typed", "data/*.[np][pn][gz]", "generators/weights/*.safetensors"
+    )
     sources = on_disk("cuda", "**/*.py", "**/*.cu", "**/*.cuh", "**/*.h", "**/*.cpp")
     expected |= {f"ilo_lightning/{name}" for name in on_disk("conf", "**/*.py", "**/*.yaml") | sources}
     named = {
@@ -99,6 +101,7 @@ def test_the_wheel_holds_the_package_and_its_data(wheel: Path, repository: Path)
         "conf/config.yaml",
         "cuda/__init__.py",
         "data/astronaut.png",
+        "data/digits.npz",
     }
     assert {f"ilo_lightning/{name}" for name in named} <= expected
     assert any(name.endswith(".safetensors") for name in expected)

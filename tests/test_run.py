@@ -151,7 +151,7 @@ def test_a_finished_run_is_not_repeated(checkpoint: Path, pictures: Path, tmp_pa
 def test_a_folder_is_not_continued_with_other_settings(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
     assert main(arguments(checkpoint, pictures, tmp_path, "data.limit=1")) == 0
     assert main(arguments(checkpoint, pictures, tmp_path, "data.limit=1", "method.radius=0.3")) == 2
-    assert "method.radius: 0.1 -> 0.3" in capsys.readouterr().err
+    assert "method.radius: 0.05 -> 0.3" in capsys.readouterr().err
 
 
 def test_two_processes_do_not_share_a_folder(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):

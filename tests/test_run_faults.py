@@ -183,7 +183,7 @@ def test_ctrl_c_twice_is_an_interruption(checkpoint: Path, pictures: Path, tmp_p
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(pipeline, "_write_image", twice)
+    monkeypatch.setattr(pipeline, "write_image", twice)
     assert main(arguments(checkpoint, pictures, tmp_path)) == 130
     assert f"hydra.run.dir={tmp_path} to go on" in capsys.readouterr().err
     monkeypatch.undo()
@@ -194,7 +194,7 @@ def test_a_refused_run_leaves_the_folder_s_configuration(checkpoint: Path, pictu
     """config.yaml says what made the results that lie beside it."""
     assert main(arguments(checkpoint, pictures, tmp_path, "data.limit=1")) == 0
     before = (tmp_path / "config.yaml").read_text()
-    assert "radius: 0.1" in before
+    assert "radius: 0.05" in before
     assert main(arguments(checkpoint, pictures, tmp_path, "data.limit=1", "method.radius=0.3")) == 2
     assert (tmp_path / "config.yaml").read_text() == before
 

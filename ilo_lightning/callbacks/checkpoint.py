@@ -45,9 +45,13 @@ class ResumeCheckpoint(Checkpoint):
         if not self.path.exists():
             return None
         try:
-            torch.load(self.path, map_location="cpu", weights_only=True)
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            missing = {"problem", "state_dict", "callbacks", "loops", "optimizer_states"} - set(saved)
+            problem = f"it has no {', '.join(sorted(missing))}" if missing else None
         except Exception as error:  # what torch raises for a damaged file is not documented
-            warnings.warn(f"{self.path}: damaged ({type(error).__name__}); starting this batch again", stacklevel=2)
+            problem = type(error).__name__
+        if problem is not None:
+            warnings.warn(f"{self.path}: damaged ({problem}); starting this batch again", stacklevel=2)
             return None
         return self.path
 

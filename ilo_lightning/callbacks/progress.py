@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -49,7 +49,8 @@ class PlainDisplay(QuietDisplay):
         self.title = title
 
     def end_stage(self, stage: str, fit: float, seconds: float) -> None:
-        print(f"{self.title}  {stage}  data fit {fit:.3g}  {seconds:.1f} s", flush=True)
+        with suppress(OSError):  # nobody reads it any more (`| head`), or the disk that it goes to is full
+            print(f"{self.title}  {stage}  data fit {fit:.3g}  {seconds:.1f} s", flush=True)
 
 
 class RichDisplay(QuietDisplay):

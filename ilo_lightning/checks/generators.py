@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..generators.base import LatentPoint, LayeredGenerator
 from ..randomness import generator_for
+from ..rehearsal import check_generator_attributes
 from ..solution import Solution
 from .laws import LawBroken, Verdict, check, command, expect_below
 
@@ -25,7 +26,7 @@ COUNT = 2
 def main(arguments: Sequence[str]) -> int:
     """``ilo check-generator``."""
 
-    def examine(make: Callable[..., Any]) -> list[Verdict]:
+    def examine(make: Callable[..., Any], given: Mapping[Any, Any]) -> list[Verdict]:
         return check_generator(make())
 
     return command(arguments, "check-generator", "generator", lambda config: config.generator, examine)
@@ -35,13 +36,9 @@ def check_generator(generator: LayeredGenerator) -> list[Verdict]:
     """The verdicts on a generator, in each of its latent spaces.
 
     Raises:
-        TypeError: if it is no LayeredGenerator.
+        RehearsalError: if it is no LayeredGenerator, or doesn't say what its images, layers and spaces are.
     """
-    if not isinstance(generator, LayeredGenerator):
-        raise TypeError(
-            f"{type(generator).__name__} is no ilo_lightning.generators.base.LayeredGenerator; derive it from that, or "
-            "give its blocks to SequentialGenerator"
-        )
+    check_generator_attributes(generator)
     laws: dict[str, Callable[[], str]] = {"frozen": partial(frozen, generator), "images": partial(images, generator)}
     for space in generator.spaces:
         note = f" in {space}" if len(generator.spaces) > 1 else ""
@@ -153,6 +150,9 @@ def gradients(generator: LayeredGenerator, space: str) -> str:
     """Finite and not zero at every layer, through ``advance`` too, and that of central differences (in float64)."""
     exact = copy.deepcopy(generator).double()
     worst, start = 0.0, _sample(exact, space)
+    for name, tensor in start.tensors.items():
+        if tensor.dtype != exact.dtype:
+            raise LawBroken(f"sample gives a {tensor.dtype} {name} for {exact.dtype} weights; draw it in self.dtype")
     for layer in range(exact.num_layers):
         with torch.no_grad():
             point = exact.advance(start, layer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..operators.base import ForwardOperator, LinearOperator
+from ..rehearsal import check_operator_attributes
 from .laws import LawBroken, Verdict, check, command, expect_below
 
 IMAGE_SHAPE = (3, 64, 64)
@@ -20,26 +21,27 @@ TOLERANCE = 1e-5
 def main(arguments: Sequence[str]) -> int:
     """``ilo check-operator``."""
 
-    def examine(make: Callable[..., Any]) -> list[Verdict]:
-        def build() -> ForwardOperator:
-            return make(image_shape=list(IMAGE_SHAPE))
-
-        return check_operator(build)
+    def examine(make: Callable[..., Any], given: Mapping[Any, Any]) -> list[Verdict]:
+        shape = tuple(given.get("image_shape", IMAGE_SHAPE))
+        return check_operator(partial(make, image_shape=list(shape)), shape)
 
     return command(arguments, "check-operator", "task", lambda config: config.task.operator, examine)
 
 
-def check_operator(build: Callable[[], ForwardOperator]) -> list[Verdict]:
-    """The verdicts on the operator that ``build`` makes; it is built twice, to see that its A is the same.
+def check_operator(build: Callable[[], ForwardOperator], image_shape: tuple[int, ...] | None = None) -> list[Verdict]:
+    """The verdicts on an operator.
+
+    Args:
+        build: makes it; called twice, to see that its A is the same.
+        image_shape: of the images that it was told to be for; None: whatever it says.
 
     Raises:
-        TypeError: if it is no ForwardOperator.
+        RehearsalError: if it is no ForwardOperator, or doesn't say what it takes and gives.
     """
     operator = build()
-    if not isinstance(operator, ForwardOperator):
-        raise TypeError(f"{type(operator).__name__} is no ilo_lightning.operators.ForwardOperator; derive it from that")
+    check_operator_attributes(operator)
     laws: dict[str, Callable[[], str]] = {
-        "shapes": partial(shapes, operator),
+        "shapes": partial(shapes, operator, image_shape),
         "dtypes": partial(dtypes, operator),
         "weight": partial(weight, operator),
         "batch = one at a time": partial(batch, operator),
@@ -67,8 +69,10 @@ def _relative(difference: Tensor, reference: Tensor) -> float:
     return float(difference.norm() / reference.norm().clamp_min(1e-300))
 
 
-def shapes(operator: ForwardOperator) -> str:
+def shapes(operator: ForwardOperator, image_shape: tuple[int, ...] | None = None) -> str:
     """``(B, *input_shape)`` to ``(B, *output_shape)``; ``picture`` gives images; the adjoint goes back."""
+    if image_shape is not None and tuple(operator.input_shape) != image_shape:
+        raise LawBroken(f"built for images {image_shape}, but input_shape says {tuple(operator.input_shape)}")
     x, y = _images(operator), _measurements(operator)
     found = tuple(operator(x).shape)
     if found != tuple(y.shape):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
+import os
 import warnings
 import zipfile
 import zlib
@@ -30,6 +31,11 @@ from ..files import locate, write_atomically
 # What counts as a picture in a folder. A file named directly may be anything that Pillow opens.
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"})
 SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga"}
+
+
+ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error)
+MAX_NAME_BYTES = 120
+"""Of an image's name: the files that are named after it have suffixes, and few file systems take more than 255."""
 
 
 class DataError(ValueError):
@@ -157,6 +163,8 @@ def list_files(path: str | Path, further: Sequence[str] = ()) -> list[Path]:
     Raises:
         DataError: if there is none.
     """
+    if path is None or str(path) == "":
+        raise DataError(f"data.path={path}: name a picture, a folder of pictures, a glob or an .npz file")
     located = _locate(path)
     if located.is_file():
         return [located]
@@ -173,10 +181,23 @@ def list_files(path: str | Path, further: Sequence[str] = ()) -> list[Path]:
             "Name a picture, a folder of pictures, a glob or an .npz file"
         )
     files = [file for file in found if file.suffix.lower() in suffixes and not file.name.startswith(".")]
-    files = [file for file in files if file.is_file()]
+    files = [file for file in files if file.is_file() or _dangles(file)]  # no folders, no devices
     if not files:
         raise DataError(f"data.path={path}: {what} pictures. {more}recognised are {' '.join(sorted(suffixes))}")
     return files
+
+
+def name_of(file: Path) -> str:
+    """The file's stem as UTF-8, shortened where it is too long to name a folder; `...png` has none that could."""
+    stem = os.fsencode(file.stem).decode("utf-8", "replace").replace("\ufffd", "_")
+    while len(stem.encode()) > MAX_NAME_BYTES:
+        stem = stem[:-1]
+    return stem if stem.strip(".") else "image"
+
+
+def _dangles(file: Path) -> bool:
+    """Whether it is a link to nothing: a picture that somebody meant to be there, to be reported when it is opened."""
+    return file.is_symlink() and not file.exists()
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -202,7 +223,7 @@ def _locate(path: str | Path) -> Path:
 
 
 def _file_sources(files: list[Path], path: str | Path) -> list[tuple[str, Callable[[], PIL.Image.Image], str]]:
-    names = distinct([file.stem for file in files])
+    names = distinct([name_of(file) for file in files])
     return [
         (name, partial(PIL.Image.open, file), where(path, str(file))) for name, file in zip(names, files, strict=True)
     ]
@@ -219,7 +240,7 @@ def _array_sources(
             images = archive["images"]
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, MemoryError, *ARCHIVE_ERRORS) as error:
         raise DataError(f"data.path={path}: can't be read ({error}); {wanted}") from error
     if images.dtype != np.uint8:
         raise DataError(f"data.path={path}: `images` is {images.dtype}; {wanted}")
@@ -228,7 +249,7 @@ def _array_sources(
     if limit is not None:
         images = images[:limit].copy()
     return [
-        (f"{file.stem}-{index:04d}", partial(PIL.Image.fromarray, image), where(path, f"image {index}"))
+        (f"{name_of(file)}-{index:04d}", partial(PIL.Image.fromarray, image), where(path, f"image {index}"))
         for index, image in enumerate(images)
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +31,7 @@ def read_state_dict(checkpoint: str | Path) -> tuple[dict[str, Tensor], dict[str
     if not path.is_file():
         raise CheckpointError(f"generator.checkpoint={checkpoint}: no such file")
     try:
+        tensors: Any
         if path.suffix == ".safetensors":
             tensors = load_file(path)
         else:

@@ -215,9 +215,9 @@ def check_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def check_seed(seed: int) -> int:
-    """``seed`` as an int; refuse anything but an integer >= 0."""
-    if not is_integer(seed) or seed < 0:
-        raise ValueError(f"task.seed={seed!r}: expected an integer >= 0")
+    """``seed`` as an int; refuse anything but an integer in [0, 2⁶³)."""
+    if not is_integer(seed) or not 0 <= seed < 2**63:
+        raise ValueError(f"task.seed={seed!r}: expected an integer >= 0 (and < 2⁶³)")
     return int(seed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,13 @@ from ilo_lightning.operators.base import (
 from ilo_lightning.randomness import generator_for
 
 BLOCK_ENTRIES = 2**22
-HOPELESS_ENTRIES = 2**32
+HOPELESS_ENTRIES = 2**30
+"""That are drawn anew: about ten seconds on one core, two or three times per step."""
+
+
+def memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class GaussianCompressedSensing(LinearOperator):
@@ -36,11 +43,11 @@ class GaussianCompressedSensing(LinearOperator):
         fraction: m / n, in (0, 1]; m is rounded, and at least 1.
         measurements: m, an integer in 1 … n.
         seed: which A (>= 0).
-        max_bytes: store A up to this size.
+        max_bytes: store A up to this size, if the machine has that much memory.
 
     Raises:
         ValueError: if both or neither of ``fraction`` and ``measurements`` are given, a value is out of its range, or A
-            is not to be stored and has more than 2³² entries, which takes minutes per step.
+            can't be stored and has more than 2³⁰ entries, which takes minutes per step.
     """
 
     _key: Tensor
@@ -61,18 +68,26 @@ class GaussianCompressedSensing(LinearOperator):
         if not is_integer(max_bytes) or max_bytes < 0:
             raise ValueError(f"task.operator.max_bytes={max_bytes!r}: expected an integer >= 0")
         entries = self._m * self._n
-        stored = 4 * entries <= max_bytes
+        limit = min(max_bytes, memory())
+        stored = 4 * entries <= limit
         if not stored and entries > HOPELESS_ENTRIES:
             raise ValueError(
                 f"task.measurements={self._m} of n={self._n}: a dense matrix of {4 * entries / 2**30:.1f} GiB, more "
-                f"than task.operator.max_bytes={max_bytes}, would be drawn anew several times per step, "
-                f"{entries:.1e} random numbers each; use task=compressed_sensing (partial circulant, n log n), or "
-                "fewer measurements"
+                f"than {limit / 2**30:.1f} GiB (the less of task.operator.max_bytes={max_bytes} and the machine's "
+                f"memory), would be drawn anew several times per step, {entries:.1e} random numbers each; use "
+                "task=compressed_sensing (partial circulant, n log n), fewer measurements, or a larger max_bytes"
             )
         super().__init__(shape, (self._m,))
         # What identifies A, whether it is stored or not.
         self.register_buffer("_key", torch.tensor([self._seed, self._m, self._n]))
-        self.register_buffer("_rows", torch.cat(list(self._blocks())) if stored else None, persistent=False)
+        self.register_buffer("_rows", self._all_rows() if stored else None, persistent=False)
+
+    def _all_rows(self) -> Tensor:
+        rows, start = torch.empty(self._m, self._n), 0
+        for block in self._blocks():
+            rows[start : start + len(block)] = block
+            start += len(block)
+        return rows
 
     def _blocks(self) -> Iterator[Tensor]:
         """The rows of √m A in order, ``(k, n)`` float32 at a time."""

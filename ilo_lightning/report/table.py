@@ -15,6 +15,13 @@ FEW = 16
 """Up to so many images, each has a line of its own."""
 
 
+class _Console(Console):
+    """Rich ends the process when nobody reads its output any more; a table is no reason to."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 def print_scores(title: str, outcomes: Sequence[Mapping[str, Any]]) -> None:
     """A line per image and method, where there are few; then, per method, the mean ± 1.96 standard errors.
 
@@ -23,7 +30,7 @@ def print_scores(title: str, outcomes: Sequence[Mapping[str, Any]]) -> None:
         outcomes: each with ``image``, ``method`` and ``metrics`` (name to a number or None), and where it is known
             ``data_fit`` and ``evaluations``.
     """
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = _Console(width=None if sys.stdout.isatty() else 160)
     names = list(outcomes[0]["metrics"])
     further = [name for name in ("data_fit", "evaluations") if name in outcomes[0]]
     images = list(dict.fromkeys(outcome["image"] for outcome in outcomes))

@@ -49,6 +49,14 @@ def test_gradients_of_both_orders_without_a_stored_matrix():
     assert torch.autograd.gradgradcheck(lambda image: operator(image).square(), x)
 
 
+def test_more_than_the_machine_has_is_not_stored(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gaussian, "memory", lambda: 1000)
+    operator = GaussianCompressedSensing((1, 3, 3), fraction=1, max_bytes=2**60)
+    assert operator._rows is not None
+    operator = GaussianCompressedSensing((1, 16, 16), fraction=1, max_bytes=2**60)
+    assert operator._rows is None
+
+
 def test_a_hopeless_matrix_is_refused():
     """1024², 10 %: nearly 10¹² entries."""
     with pytest.raises(ValueError, match=r"task\.measurements=314573 .*GiB.*task=compressed_sensing"):

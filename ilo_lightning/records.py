@@ -1,0 +1,111 @@
+"""What is kept of one image: its solutions, its pictures, and its row of results.jsonl."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from . import identity, metrics
+from .data.images import save_png, to_uint8
+from .observations import Observation, device_of, header
+from .report.figure import Panel, save_figure
+from .schedule import Method
+from .setting import Setting
+from .solution import Solution
+from .solve import Reconstruction
+
+Row = dict[str, Any]
+
+
+def write_image(
+    setting: Setting,
+    target: Path,
+    member: int,
+    observation: Observation,
+    runs: Mapping[str, Reconstruction],
+    place: int,
+) -> Row:
+    """Solution, pictures and figure of one image; its row of results.jsonl."""
+    truth = observation.truth
+    for method in setting.methods:
+        if method.name in runs:
+            runs[method.name].solutions[place].save(target / f"solution{_suffix(setting, method)}.safetensors")
+    observation.measurement.save(
+        target / "measurement.safetensors", header(setting.operator, setting.config.get("task"), observation.name)
+    )
+    y = observation.measurement.y.to(device_of(setting.operator))  # the first fit has moved it, after y was made
+    observed = setting.operator.picture(y)[0].cpu()
+    if truth is not None:
+        save_png(truth, target / "truth.png")
+    save_png(observed.nan_to_num(nan=0.0), target / "measurement.png")
+    panels = [_panel("measurement", observed)]
+    outcomes: dict[str, Row] = {}
+    for method in setting.methods:
+        if method.name not in runs:
+            continue
+        suffix = _suffix(setting, method)
+        reconstruction = runs[method.name]
+        # What is shown and scored is what the file decodes to, on its own.
+        solution = Solution.load(target / f"solution{suffix}.safetensors")
+        decoded = solution.decode(setting.generator).cpu()
+        save_png(decoded.nan_to_num(nan=0.0), target / f"reconstruction{suffix}.png")
+        scores = _scores(decoded, truth)
+        stages = []
+        # A method that was broken off has fewer pictures than stages.
+        for stage, pictures in zip(method.schedule.stages, reconstruction.strip, strict=False):
+            psnr = _scores(pictures[place], truth).get("psnr")
+            stages.append({"layer": stage.layer, "steps": stage.steps, "psnr": psnr})
+            if method is setting.method and len(method.schedule) > 1:
+                panels.append(_panel(f"{method.name}: after layer {stage.layer}", pictures[place], psnr))
+        title = f"{method.name}: result" if method is setting.method else method.name
+        panels.append(_panel(title, decoded, scores.get("psnr")))
+        outcomes[method.name] = {
+            "method": method.name,
+            "metrics": scores,
+            **{name: solution.info[name] for name in ("data_fit", "evaluations", "seconds")},
+            "stages": stages,
+        }
+        if "fault" in solution.info:
+            outcomes[method.name]["fault"] = solution.info["fault"]
+    if truth is not None:
+        panels.append(_panel("truth", truth))
+    save_figure(panels, target / "figure.png")
+    outcome = outcomes[setting.method.name]
+    return {
+        "image": observation.name,
+        "index": member,
+        "digest": observation.digest,
+        "task": setting.task_name,
+        **outcome,
+        "protocols": {name: metrics.PROTOCOLS[name] for name in outcome["metrics"]},
+        "baseline": outcomes.get(setting.baseline.name) if setting.baseline else None,
+        "seed": setting.seed,
+        "operator_seed": setting.config.get("task", {}).get("seed"),
+        "versions": identity.versions(),
+        "commit": identity.commit(),
+        "batch_size": len(runs[setting.method.name].solutions),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _suffix(setting: Setting, method: Method) -> str:
+    """Of the files of a method: a baseline's carry its name."""
+    return "" if method is setting.method else f"-{method.name}"
+
+
+def _scores(image: Tensor, truth: Tensor | None) -> dict[str, float | None]:
+    """Metrics of one image; none without a truth, None where one isn't finite (JSON has no NaN)."""
+    if truth is None:
+        return {}
+    values = {name: values[0] for name, values in metrics.evaluate(image[None], truth[None]).items()}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _panel(title: str, image: Tensor, psnr: float | None = None) -> Panel:
+    note = "" if psnr is None else f"{psnr:.2f} dB"
+    return Panel(title, to_uint8(image.nan_to_num(nan=0.0)).permute(1, 2, 0).numpy(), note)

@@ -1,0 +1,110 @@
+"""Everything a run needs, built and checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.loggers import Logger
+
+from .generators.base import LayeredGenerator
+from .observations import Observations
+from .operators.base import ForwardOperator
+from .rehearsal import (
+    check_generator_attributes,
+    check_operator_attributes,
+    one_line,
+    rehearse_generator,
+    rehearse_operator,
+)
+from .schedule import Method, ScheduleError
+from .solve import check_method, check_trainer, initial_point
+
+
+class RunError(ValueError):
+    """A run that can't begin; the message names the field, its value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything a run needs, built and checked.
+
+    Args:
+        config: resolved configuration (JSON values); its sections task, generator, method, baseline, data and seed make
+            the run's identity.
+        method: what is run; ``baseline``, if any, is run first on the same measurements.
+        trainer: further arguments of ``pytorch_lightning.Trainer``.
+        logger: called with a folder and a name for each fit, gives Lightning loggers.
+    """
+
+    config: Mapping[str, Any]
+    generator: LayeredGenerator
+    operator: ForwardOperator
+    method: Method
+    observations: Observations
+    baseline: Method | None = None
+    batch_size: int = 8
+    seed: int = 0
+    checkpoint_every_seconds: float = 30.0
+    trainer: Mapping[str, Any] | None = None
+    logger: Callable[[Path, str], Sequence[Logger]] | None = None
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name, value in (("data.batch_size", self.batch_size), ("logger.every", self.log_every)):
+            if not _is_whole(value) or value < 1:
+                raise RunError(f"{name}={value}: expected a whole number, at least 1")
+        if not _is_whole(self.seed):
+            raise RunError(f"seed={self.seed}: expected a whole number")
+        if not isinstance(self.checkpoint_every_seconds, int | float) or not self.checkpoint_every_seconds > 0:
+            raise RunError(f"checkpoint_every_seconds={self.checkpoint_every_seconds}: expected seconds, more than 0")
+        check_trainer(self.trainer or {})
+        check_generator_attributes(self.generator)
+        check_operator_attributes(self.operator)
+        for field, method in (("method", self.method), ("baseline", self.baseline)):
+            if method is not None:
+                _check_method(field, method, self.generator)
+        if self.baseline is not None and self.baseline.name == self.method.name:
+            raise RunError(f"method@baseline={self.baseline.name}: the same name as the method; choose another")
+        with torch.no_grad():
+            point = initial_point(self.generator, self.method, [torch.Generator().manual_seed(0)])
+            rehearse_operator(self.operator, rehearse_generator(self.generator, point))
+
+    @property
+    def methods(self) -> list[Method]:
+        return [self.method] if self.baseline is None else [self.baseline, self.method]
+
+    @property
+    def batches(self) -> list[range]:
+        count = len(self.observations)
+        return [range(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
+
+    @property
+    def steps_per_batch(self) -> int:
+        return sum(method.schedule.steps for method in self.methods)
+
+    @property
+    def task_name(self) -> str:
+        return str(self.config.get("task", {}).get("name", type(self.operator).__name__))
+
+
+def _check_method(field: str, method: Method, generator: LayeredGenerator) -> None:
+    """``check_method``, naming the field of the configuration that holds the method."""
+    try:
+        check_method(method, generator)
+    except ScheduleError as error:
+        raise RunError(renamed(str(error), field)) from error
+    except Exception as error:  # whatever a user's own generator raises
+        raise RunError(f"generator: fails on its way through the layers of {field} ({one_line(error)})") from error
+
+
+def renamed(message: str, field: str) -> str:
+    """A message about a method, for the field that holds it: ``baseline``, say."""
+    return f"{field}{message.removeprefix('method')}" if message.startswith("method.") else message
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,62 @@
+"""Every option of the configuration with values that somebody may type: a run, a fault, or one line that names it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ilo_lightning.job import run_job
+
+VALUES = ["null", "''", "abc", "-1", "0", "2.5", "nan", "inf", "[]", "[1,x]", "[null]", "{}", "{a: 1}", "true"]
+VALUES += ["99999999999999999999", "'a b/ü\n\U0001f600'"]
+QUICK = ["trainer=cpu", "method.layers=[0,1]", "method.steps=[1,1]", "method.lr=[0.1,0.1]"]
+TASKS = {
+    "inpainting": ["task=inpainting"],
+    "super_resolution": ["task=super_resolution"],
+    "photons": ["task=denoising", "task/noise=poisson"],
+    "gaussian": ["task=gaussian_compressed_sensing"],
+    "baseline": ["task=compressed_sensing", "method@baseline=csgm", "baseline.steps=[1]"],
+}
+
+
+def options(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        yield f"{prefix}{key}"
+        if OmegaConf.is_dict(config._get_node(key)) and config[key] is not None:
+            yield from options(config[key], f"{prefix}{key}.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_no_value_ends_in_a_traceback(task: str, checkpoint: Path, tmp_path: Path, capfd):
+    given = ["generator=stylegan2", f"generator.checkpoint={checkpoint}", *QUICK, *TASKS[task]]
+    tried = refused = 0
+    with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
+        keys = list(options(compose("config", overrides=given)))
+        if task != "inpainting":
+            keys = [key for key in keys if key.startswith(("task.", "baseline"))]
+        for key in keys:
+            for value in VALUES:
+                try:
+                    config = compose("config", overrides=[*given, f"++{key}={value}"])
+                except (HydraException, OmegaConfBaseException):
+                    continue  # refused by Hydra, see test_run_faults.py
+                shutil.rmtree(tmp_path / "run", ignore_errors=True)
+                code = run_job(config, tmp_path / "run")
+                told = capfd.readouterr().err
+                tried += 1
+                refused += code == 2
+                assert code in (0, 2, 3), f"{key}={value}: {told}"
+                assert "Traceback" not in told, f"{key}={value}: {told}"
+                if code == 2:
+                    section = "method" if key == "task.radius" else key.split(".")[0]  # conf/method/ilo.yaml takes it
+                    assert told.startswith("error: ") and len(told.splitlines()) == 1, f"{key}={value}: {told}"
+                    assert section in told, f"{key}={value} is not named: {told}"
+    assert refused > tried / 2
