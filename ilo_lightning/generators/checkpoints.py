@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..files import locate, write_atomically
-from .stylegan2 import StyleGAN2, fir_kernel
+from .stylegan2 import StyleGAN2
+from .stylegan2_layers import fir_kernel
 
 FORMAT = "ilo_lightning.stylegan2/1"
 
@@ -66,7 +67,7 @@ def load_generator(checkpoint: str | Path) -> StyleGAN2:
         raise CheckpointError(
             f"generator.checkpoint={checkpoint}: header and tensors don't make a StyleGAN2 ({' '.join(first_line[:2])})"
         ) from error
-    generator.fir = fir_kernel(gain=4.0).to(generator.const)
+    generator.fir = fir_kernel(4.0, generator.config["resample_filter"]).to(generator.const)
     generator.provenance = {"checkpoint": str(checkpoint), "sha256": sha256(path)}
     return generator.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
