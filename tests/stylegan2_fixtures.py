@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ilo_lightning.generators.stored import Storage, StoredTensor
 from ilo_lightning.generators.stylegan2 import StyleGAN2
-from ilo_lightning.generators.stylegan2_layouts import from_nvidia, from_rosinality
+from ilo_lightning.generators.stylegan2_layouts import convert, match
 
 FOLDER = Path(__file__).parent / "fixtures" / "stylegan2"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
@@ -50,15 +52,28 @@ def load_fixture(name: str, folder: Path = FOLDER) -> Fixture:
         return Fixture(name, record, {key: torch.from_numpy(arrays[key]).float() for key in arrays.files})
 
 
+def stored(state: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+    """A state dict as a file would hold it."""
+    return {
+        name: StoredTensor(
+            Storage(tensor.dtype, tensor.numel(), lambda tensor=tensor: tensor.numpy().tobytes()),
+            0,
+            tuple(tensor.shape),
+            tuple(tensor.stride()),
+        )
+        for name, tensor in state.items()
+    }
+
+
 def converted(fixture: Fixture) -> StyleGAN2:
     """Our network with the fixture's weights, not by way of a file."""
-    if fixture.layout == "rosinality":
-        config, tensors = from_rosinality(fixture.state())
-    else:
-        config, tensors = from_nvidia(fixture.state(), conv_clamp=fixture.record.get("conv_clamp"))
+    state = stored(fixture.state())
+    config, tensors = convert(match(state, {"conv_clamp": fixture.record.get("conv_clamp")}), state)
     generator = StyleGAN2(**config)
-    statistics = {name: tensor for name, tensor in generator.state_dict().items() if name.startswith(("w_", "gauss"))}
-    generator.load_state_dict({**statistics, **tensors})
+    unfitted = {name: tensor for name, tensor in generator.state_dict().items() if name.startswith(("w_", "gauss"))}
+    if "mapping.w_avg" in state:
+        unfitted["w_mean"] = state["mapping.w_avg"].load()
+    generator.load_state_dict({**unfitted, **tensors})
     return generator.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 

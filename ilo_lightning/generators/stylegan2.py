@@ -7,14 +7,14 @@ accumulated so far, the styles and the noise maps still to be used.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import LatentPoint, LayeredGenerator
-from .stylegan2_layers import ARCHITECTURES, FIR, Block, Mapping, fir_kernel
+from .stylegan2_layers import ARCHITECTURES, FIR, Block, Mapping, fir_kernel, normal_parameter
 
 SPACES = ("gaussian_w_plus", "w_plus", "w", "z")
 
@@ -37,7 +37,7 @@ class StyleGAN2(LayeredGenerator):
         noise: whether the layers add noise maps.
         constant_noise: whether there are fixed noise maps, in the buffers ``noise_0`` … (see ``constant_noise``).
         conv_clamp: bound on every activation and ToRGB output; None: none.
-        resample_filter: taps of the separable up-sampling filter, at least two.
+        resample_filter: 2 to 64 taps of the separable up-sampling filter.
 
     Latent spaces at layer 0, all as ``latent`` of shape ``(B, K, D)``: ``z`` (D = ``latent_dim``) and ``w`` (K = 1,
     shared by all styles), ``w_plus`` and ``gaussian_w_plus`` (K = ``num_styles``). In the last, the code v stands for
@@ -109,8 +109,8 @@ class StyleGAN2(LayeredGenerator):
             raise ValueError(f"architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}")
         if not (mapping_lr_multiplier > 0 and (conv_clamp is None or conv_clamp > 0)):
             raise ValueError(f"mapping_lr_multiplier {mapping_lr_multiplier} and conv_clamp {conv_clamp}: must be > 0")
-        if len(resample_filter) < 2 or not sum(resample_filter):
-            raise ValueError(f"resample_filter {list(resample_filter)}: expected at least two taps, sum not 0")
+        if not 2 <= len(resample_filter) <= 64 or not sum(resample_filter):
+            raise ValueError(f"resample_filter {list(resample_filter)[:8]}: expected 2 to 64 taps, sum not 0")
         self.resolution, self.channels = resolution, tuple(channels)
         self.style_dim, self.latent_dim = style_dim, latent_dim
         self.image_shape = (colors, resolution, resolution)
@@ -119,7 +119,7 @@ class StyleGAN2(LayeredGenerator):
         self.num_noise_maps = 2 * blocks - 1 if noise else 0
         widths = [*[mapping_width] * (mapping_depth - 1), style_dim]
         self.mapping = Mapping(latent_dim, widths, mapping_lr_multiplier, label_dim, label_features)
-        self.const = nn.Parameter(torch.randn(1, channels[0], 4, 4))
+        self.const = normal_parameter(1, channels[0], 4, 4)
         self.blocks = nn.ModuleList(
             Block(
                 inputs,
@@ -239,9 +239,16 @@ class StyleGAN2(LayeredGenerator):
         return activation, rgb
 
     @torch.no_grad()
-    def fit_statistics(self, samples: int = 100_000, batch_size: int = 10_000, seed: int = 0) -> None:
+    def fit_statistics(
+        self,
+        samples: int = 100_000,
+        batch_size: int = 5_000,
+        seed: int = 0,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> None:
         """Fit the latent statistics on the w of ``samples`` random z: mean and spread of w, and the per-coordinate mean
-        and standard deviation of ``leaky_relu_5(w)`` that define ``gaussian_w_plus``. In float64, batched."""
+        and standard deviation of ``leaky_relu_5(w)`` that define ``gaussian_w_plus``. In float64, batched; ``progress``
+        is told how many samples are done."""
         rng = torch.Generator().manual_seed(seed)
         device = self.const.device
         w_sum = torch.zeros(self.style_dim, dtype=torch.float64, device=device)
@@ -252,6 +259,7 @@ class StyleGAN2(LayeredGenerator):
             v = F.leaky_relu(w, 5.0)
             w_sum, w_square = w_sum + w.sum(0), w_square + w.square().sum(0)
             v_sum, v_square = v_sum + v.sum(0), v_square + v.square().sum(0)
+            progress(start + len(z))
         w_mean, v_mean = w_sum / samples, v_sum / samples
         self.w_mean.copy_(w_mean)
         self.w_std.copy_((w_square / samples - w_mean.square()).sum().clamp_min(0).sqrt())

@@ -30,9 +30,14 @@ def normalize(x: Tensor) -> Tensor:
 
 def fir_kernel(gain: float, taps: Sequence[float] = FIR) -> Tensor:
     """The separable low-pass filter ``taps`` ⊗ ``taps`` as a ``(1, 1, n, n)`` kernel whose entries sum to ``gain``."""
-    row = torch.tensor(list(taps), dtype=torch.float32)
-    kernel = torch.outer(row, row)
-    return (kernel * (gain / kernel.sum()))[None, None]
+    scale = gain / sum(taps) ** 2
+    return torch.tensor([[[[scale * a * b for a in taps] for b in taps]]], dtype=torch.float32)
+
+
+def normal_parameter(*shape: int, std: float = 1.0) -> nn.Parameter:
+    """A weight as drawn before training. No arithmetic on the meta device: its first operation takes a second."""
+    weight = nn.Parameter(torch.empty(shape))
+    return weight if weight.is_meta else nn.init.normal_(weight, std=std)  # type: ignore[return-value]
 
 
 def filter_planes(x: Tensor, kernel: Tensor, padding: int, stride: int = 1) -> Tensor:
@@ -55,7 +60,7 @@ class EqualizedLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, bias: float = 0.0, lr_multiplier: float = 1.0):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_multiplier)
+        self.weight = normal_parameter(outputs, inputs, std=1 / lr_multiplier)
         self.bias = nn.Parameter(torch.full((outputs,), bias / lr_multiplier))
         self.gain, self.bias_gain = lr_multiplier / math.sqrt(inputs), lr_multiplier
 
@@ -120,7 +125,7 @@ class StyledConv(nn.Module):
     ):
         super().__init__()
         self.affine = EqualizedLinear(style_dim, inputs, bias=1.0)
-        self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
+        self.weight = normal_parameter(outputs, inputs, 3, 3)
         self.noise_strength = nn.Parameter(torch.zeros(())) if noise else None
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.up, self.gain, self.clamp = up, gain, None if clamp is None else clamp * gain
@@ -150,7 +155,7 @@ class ToRGB(nn.Module):
     def __init__(self, inputs: int, style_dim: int, colors: int = 3, clamp: float | None = None):
         super().__init__()
         self.affine = EqualizedLinear(style_dim, inputs, bias=1.0)
-        self.weight = nn.Parameter(torch.randn(colors, inputs, 1, 1))
+        self.weight = normal_parameter(colors, inputs, 1, 1)
         self.bias = nn.Parameter(torch.zeros(colors))
         self.gain, self.clamp = 1 / math.sqrt(inputs), clamp
 
@@ -165,7 +170,7 @@ class Shortcut(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, gain: float):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs, 1, 1))
+        self.weight = normal_parameter(outputs, inputs, 1, 1)
         self.gain = gain / math.sqrt(inputs)
 
     def forward(self, x: Tensor, kernel: Tensor) -> Tensor:
