@@ -182,6 +182,8 @@ def claim(setting: Setting, folder: Path) -> None:
     parts["task"] = {name: value for name, value in (parts["task"] or {}).items() if name not in ("mask", "operator")}
     parts["operator"] = identity.fingerprint(setting.operator)
     parts["generator"] = setting.generator.provenance.get("sha256") or identity.fingerprint(setting.generator)
+    if "label" in setting.generator.provenance:
+        parts["label"] = setting.generator.provenance["label"]
     parts["images"] = _digests(setting.observations)
     parts["precision"] = (setting.trainer or {}).get("precision")
     parts["version"] = identity.versions()["ilo_lightning"]

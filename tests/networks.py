@@ -16,7 +16,8 @@ def small_stylegan2(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         channels = [8, 8, 6, 4, 4, 4][: resolution.bit_length() - 2]
-        generator = StyleGAN2(resolution, channels, style_dim=8, mapping_depth=2, **options)
+        options = {"channels": channels, "style_dim": 8, "mapping_depth": 2, **options}
+        generator = StyleGAN2(resolution, **options)
         if generator.label is not None:
             generator.label[0] = 1.0
         for name, parameter in generator.named_parameters():

@@ -68,7 +68,8 @@ def stored(state: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
 def converted(fixture: Fixture) -> StyleGAN2:
     """Our network with the fixture's weights, not by way of a file."""
     state = stored(fixture.state())
-    config, tensors = convert(match(state, {"conv_clamp": fixture.record.get("conv_clamp")}), state)
+    settings = {"conv_clamp": fixture.record.get("conv_clamp")} if fixture.layout == "nvidia" else None
+    config, tensors = convert(match(state, settings), state)
     generator = StyleGAN2(**config)
     unfitted = {name: tensor for name, tensor in generator.state_dict().items() if name.startswith(("w_", "gauss"))}
     if "mapping.w_avg" in state:

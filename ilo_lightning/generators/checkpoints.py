@@ -217,7 +217,7 @@ def _foreign(content: Content) -> _Found:
         raise CheckpointError(f"a file of {content.kind} that holds no state dict (names with tensors)")
     best: tuple[Match, _Candidate] | None = None
     for candidate in candidates:
-        given, half = settings(candidate.record) if candidate.record else ({}, 0)
+        given, half = settings(candidate.record) if candidate.record else (None, 0)
         fit = match(candidate.state, given)
         if not fit.differences:
             return _convert(content, candidate, fit, half)

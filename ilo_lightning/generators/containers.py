@@ -28,6 +28,9 @@ TORCH_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 """The number 0x1950A86A20F9469CFC6C, pickled: how torch.save began before version 1.6."""
 PICKLE_STARTS = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
 
+PROGRAM_LIMIT = 64 << 20
+"""Bytes of the pickle in a zip archive, without storages: names and shapes."""
+
 FOREIGN: dict[bytes, str] = {
     b"\x1f\x8b": "compressed by gzip; unpack it first (gunzip)",
     b"BZh": "compressed by bzip2; unpack it first (bunzip2)",
@@ -161,7 +164,10 @@ def _storage_type(kind: Any, numel: Any) -> StorageType:
 
 def _read_zip(file: IO[bytes], size: int) -> Any:
     """torch.save since 1.6: an uncompressed zip archive, with the pickle in data.pkl and each storage in data/KEY."""
-    archive = zipfile.ZipFile(BoundedFile(file))  # type: ignore[arg-type]
+    try:
+        archive = zipfile.ZipFile(BoundedFile(file))  # type: ignore[arg-type]
+    except zipfile.BadZipFile as error:
+        raise CheckpointError("damaged: a zip archive without its end; is the file whole?") from error
     entries = {entry.filename: entry for entry in archive.infolist()}
     packed = [entry.filename for entry in entries.values() if entry.compress_type != zipfile.ZIP_STORED]
     if packed:
@@ -170,13 +176,12 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
         )
     if sum(entry.file_size for entry in entries.values()) > size:
         raise CheckpointError("damaged: its zip archive claims more bytes than the file has")
+    if any(name.rpartition("/")[2] == "constants.pkl" for name in entries):
+        raise CheckpointError("a TorchScript program; give a state_dict() saved by torch.save")
     roots = [name.removesuffix("data.pkl") for name in entries if name.rpartition("/")[2] == "data.pkl"]
     if len(roots) != 1:
-        script = any(name.endswith("constants.pkl") for name in entries)
         raise CheckpointError(
-            "a TorchScript program; save its state_dict() by torch.save"
-            if script
-            else "a zip archive without a data.pkl, so not of torch.save; unpack it, and give what is in it"
+            "a zip archive without a data.pkl, so not of torch.save; unpack it, and give what it holds"
         )
     (root,) = roots
     order = entries.get(f"{root}byteorder")
@@ -191,7 +196,10 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
             raise CheckpointError(f"damaged: the storage {str(key)[:20]!r} is not there, or not of its size")
         return Storage(dtype, numel, lambda: archive.read(entry))
 
-    return _unpickle(BoundedFile(io.BytesIO(archive.read(f"{root}data.pkl"))), storage)
+    program = entries[f"{root}data.pkl"]
+    if program.file_size > PROGRAM_LIMIT:
+        raise CheckpointError(f"its data.pkl has {program.file_size >> 20:,} MiB, more than any state dict's")
+    return _unpickle(BoundedFile(io.BytesIO(archive.read(program))), storage)
 
 
 def _read_legacy(file: IO[bytes], size: int) -> Any:

@@ -65,8 +65,10 @@ class Match:
 
 
 def match(state: State, settings: Mapping[str, Any] | None = None) -> Match:
-    """The layout that fits a state dict best. ``settings``: arguments of ``StyleGAN2`` that tensors can't tell."""
-    return max((_compare(layout, state, settings or {}) for layout in LAYOUTS), key=lambda found: found.share)
+    """The layout that fits a state dict best. ``settings``: arguments of ``StyleGAN2`` that tensors can't tell, from
+    the record of a network, which only NVIDIA's have."""
+    layouts = LAYOUTS if settings is None else (NVIDIA,)
+    return max((_compare(layout, state, settings or {}) for layout in layouts), key=lambda found: found.share)
 
 
 def _compare(layout: Layout, state: State, settings: Mapping[str, Any]) -> Match:

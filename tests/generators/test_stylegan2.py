@@ -137,6 +137,40 @@ def test_a_point_carries_only_what_still_has_an_effect(options: dict):
             assert tensor.grad is not None and tensor.grad.flatten(2).abs().sum(-1).min() > 0, (layer, name)
 
 
+@pytest.mark.parametrize("architecture", ["skip", "resnet"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_derivatives_agree_with_finite_differences(architecture: str, layer: int):
+    """The first, for optimisers, and the second, in float64, with respect to everything a point carries."""
+    sizes = {"channels": [3, 2], "style_dim": 3, "label_dim": 2, "label_features": 2}
+    generator = small_stylegan2(8, architecture=architecture, conv_clamp=1.5, **sizes)
+    point = generator.advance(generator.sample(rngs(3), "z"), layer)
+    names = list(point.tensors)
+    inputs = [point[name].detach().clone().requires_grad_() for name in names]
+    pool = torch.randn(3, *generator.image_shape, dtype=torch.float64, generator=rngs(4)[0])
+
+    def projections(*tensors: Tensor) -> Tensor:
+        image = generator(point.update(dict(zip(names, tensors, strict=True))))
+        return (pool * image.square()).sum(dim=(1, 2, 3))
+
+    assert torch.autograd.gradcheck(projections, inputs)
+    assert torch.autograd.gradgradcheck(projections, inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["skip", "resnet"])
+def test_continuity_at_1024(architecture: str):
+    """With random weights, and the channels of config-f halved four times."""
+    generator = StyleGAN2(1024, [32] * 5 + [16, 8, 4, 2], 16, 2, architecture=architecture).requires_grad_(False)
+    for name, parameter in generator.named_parameters():
+        if name.endswith(("noise_strength", "bias")):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=rngs(1)[0]))
+    point = generator.sample(rngs(2))
+    image = generator(point)
+    for layer in range(1, generator.num_layers):
+        point = generator.advance(point, layer)
+        assert (generator(point) - image).abs().max() < 1e-4 * image.std()
+
+
 def test_dropping_the_skip_would_be_noticed():
     """The original's mistake: without the RGB carried along the image jumps."""
     generator = small_stylegan2(32)
