@@ -1,4 +1,4 @@
-"""The table of imperfect checkpoints in docs/generators.md, row by row, through the command line, in bounded memory.
+"""The table of imperfect checkpoints in docs/stylegan2.md, row by row, through the command line, in bounded memory.
 
 Every case runs in a process of its own, forked from one that has imported everything, under a limit on memory.
 """
@@ -26,7 +26,7 @@ from tests.generators.test_inert_pickle import Calls
 from tests.nvidia_pickles import container, dump, module, network
 from tests.stylegan2_fixtures import load_fixture
 
-TABLE = Path(__file__).parents[1] / "docs" / "generators.md"
+TABLE = Path(__file__).parents[1] / "docs" / "stylegan2.md"
 ADDRESSES = 24 << 30
 """Bytes of address space for a case: a claim of a terabyte must not be tried."""
 RESIDENT = 400 << 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 
 from ilo_lightning.generators.checkpoints import save_generator
@@ -26,6 +27,9 @@ def test_composes_and_instantiates(group: str, name: str, tmp_path: Path):
     if (group, name) == ("generator", "stylegan2"):
         save_generator(small_stylegan2(32), tmp_path / "own.safetensors")
         overrides.append(f"generator.checkpoint={tmp_path / 'own.safetensors'}")
+    if (group, name) == ("experiment", "ffhq1024"):
+        save_generator(small_stylegan2(1024, torch.float32, channels=[4] * 9), tmp_path / "large.safetensors")
+        overrides.append(f"generator.checkpoint={tmp_path / 'large.safetensors'}")
     if (group, name) == ("task/noise", "poisson"):
         overrides.append("task=denoising")
     with initialize_config_module("ilo_lightning.conf", version_base="1.3"):

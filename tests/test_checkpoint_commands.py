@@ -1,4 +1,4 @@
-"""`ilo convert`, through the command line's entry."""
+"""`ilo convert` and runs with checkpoints of others, through the command line's entry."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ilo_lightning import load_generator
 from ilo_lightning.cli import main
 from ilo_lightning.generators import statistics
 from ilo_lightning.generators.checkpoints import sha256
+from ilo_lightning.main import main as run
+from ilo_lightning.solution import Solution, SolutionError
 from tests.generators.test_checkpoints import SMALL, label_of, write
 from tests.networks import rngs
 from tests.stylegan2_fixtures import load_fixture
@@ -85,3 +87,20 @@ def test_what_is_refused(tmp_path: Path, capsys):
         assert re.search(words, line), line
     assert convert(source, tmp_path / "x.safetensors", "--label", "x") == 2
     assert taken.read_text() == "x" and not (tmp_path / "x.safetensors").exists()
+
+
+def test_runs_know_their_label(tmp_path: Path, capsys):
+    """A folder goes on with the label it was begun with, and its solutions decode with no other."""
+    source = write(load_fixture("nvidia_resnet_cond_32"), tmp_path / "source.pkl")
+    command = ["generator=stylegan2", f"generator.checkpoint={source}", f"generator.sha256={sha256(source)}"]
+    command += ["trainer=cpu", f"hydra.run.dir={tmp_path / 'run'}"]
+    command += ["method.layers=[0,2]", "method.steps=1", "method.lr=0.1"]
+    assert run([*command, "generator.label=1"]) == 0
+    assert run([*command, "generator.label=2"]) == 2
+    assert "holds another run (label: " in capsys.readouterr().err
+    assert run([*command, "generator.label=[0,1,0,0,0]"]) == 0
+    (path,) = (tmp_path / "run").rglob("solution.safetensors")
+    solution = Solution.load(path)
+    assert solution.decode(load_generator(source, label=1)).shape == (3, 32, 32)
+    with pytest.raises(SolutionError, match=r"belongs to the label .*generator\.label"):
+        solution.decode(load_generator(source, label=2))
