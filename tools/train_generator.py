@@ -33,7 +33,8 @@ from torchvision.utils import save_image
 
 from ilo_lightning.generators.base import LatentPoint
 from ilo_lightning.generators.checkpoints import save_generator
-from ilo_lightning.generators.stylegan2 import EqualizedLinear, StyleGAN2, filter_planes, fir_kernel, leaky_relu
+from ilo_lightning.generators.stylegan2 import StyleGAN2
+from ilo_lightning.generators.stylegan2_layers import EqualizedLinear, filter_planes, fir_kernel, leaky_relu
 
 STYLE_DIM, MAPPING_DEPTH = 128, 4
 GENERATOR_CHANNELS = {4: 128, 8: 128, 16: 96, 32: 48, 64: 24}

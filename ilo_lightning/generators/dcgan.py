@@ -11,9 +11,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from .checkpoints import CheckpointError
 from .sequential import SequentialGenerator
 from .state_dicts import read_state_dict
+from .stored import CheckpointError
 
 PACKAGE, WEIGHTS = "gan_face_generate", "weights.tar"
 

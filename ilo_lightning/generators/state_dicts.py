@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..files import locate
-from .checkpoints import CheckpointError, sha256
+from .containers import find, open_checkpoint, sha256
+from .stored import CheckpointError, StoredTensor
 
 
 def read_state_dict(checkpoint: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -23,37 +18,24 @@ def read_state_dict(checkpoint: str | Path) -> tuple[dict[str, Tensor], dict[str
         CheckpointError: if the file is missing, damaged, or holds something else.
     """
     try:
-        path = locate(checkpoint)
-    except ModuleNotFoundError as error:
-        raise CheckpointError(
-            f"generator.checkpoint={checkpoint}: {error}; after pkg:// comes the name of an installed package"
-        ) from error
-    if not path.is_file():
-        raise CheckpointError(f"generator.checkpoint={checkpoint}: no such file")
-    try:
-        tensors: Any
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"generator.checkpoint={checkpoint}: can't be read ({error})") from error
-    except Exception as error:  # what torch raises for a damaged or a refused file is not documented
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(
-            f"generator.checkpoint={checkpoint}: no state dict that can be read safely "
-            f"({type(error).__name__}: {reason}); save it with torch.save(network.state_dict(), path)"
-        ) from error
-    if isinstance(tensors, Mapping) and not _is_state_dict(tensors):
-        inside = [value for value in tensors.values() if _is_state_dict(value)]  # beside an epoch, a loss, …
-        tensors = inside[0] if len(inside) == 1 else {}
-    if not _is_state_dict(tensors):
-        raise CheckpointError(f"generator.checkpoint={checkpoint}: holds no state dict (names with tensors)")
-    return dict(tensors), {"checkpoint": str(checkpoint), "sha256": sha256(path)}
+        path = find(checkpoint)
+        with open_checkpoint(path) as content:
+            found = _state_dict(content.data)
+            if found is None and isinstance(content.data, dict):  # beside an epoch, a loss, …
+                inside = [part for value in content.data.values() if (part := _state_dict(value))]
+                found = inside[0] if len(inside) == 1 else None
+            if found is None:
+                raise CheckpointError("holds no state dict (names with tensors)")
+            tensors = {name: stored.load() for name, stored in found.items()}
+        return tensors, {"checkpoint": str(checkpoint), "sha256": sha256(path)}
+    except CheckpointError as error:
+        raise CheckpointError(f"generator.checkpoint={checkpoint}: {error}") from error
 
 
-def _is_state_dict(value: object) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(part, Tensor) for part in value.values())
+def _state_dict(value: object) -> dict[str, StoredTensor] | None:
+    if isinstance(value, dict) and value and all(isinstance(part, StoredTensor) for part in value.values()):
+        return {str(name): part for name, part in value.items()}
+    return None
 
 
 def load_weights(network: nn.Module, checkpoint: str | Path) -> dict[str, str]:

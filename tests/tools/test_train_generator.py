@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ilo_lightning.generators.checkpoints import load_generator
-from ilo_lightning.generators.stylegan2 import upsample_rgb
+from ilo_lightning.generators.stylegan2_layers import upsample
 from tests.networks import rngs
 from tools import train_generator as training
 
@@ -50,7 +50,7 @@ def test_a_grown_generator_shows_the_smaller_image_up_sampled(
     point = large.sample(rngs(1, 2, 3), "z")
     with torch.no_grad():
         assert small(point).std() > 0.05
-        torch.testing.assert_close(large(point), upsample_rgb(small(point), small.fir), rtol=0, atol=1e-5)
+        torch.testing.assert_close(large(point), upsample(small(point), small.fir), rtol=0, atol=1e-5)
     weight = grown[1].generator.blocks[-1].get_parameter("to_rgb.weight")
     grown[1].generator(point).square().sum().backward()
     assert weight.grad is not None and weight.grad.abs().min() > 0
