@@ -96,6 +96,7 @@ def claim(setting: Setting, folder: Path) -> None:
     parts["task"]["operator"] = _without_paths(parts["task"].get("operator"))
     parts["operator"] = identity.fingerprint(setting.operator)
     parts["generator"] = _without_paths(setting.config.get("generator"))
+    parts["label"] = setting.generator.provenance.get("label")
     parts["weights"] = setting.generator.provenance.get("sha256") or identity.fingerprint(setting.generator)
     parts["images"] = _digests(setting.observations)
     parts["precision"] = (setting.trainer or {}).get("precision")
@@ -117,7 +118,9 @@ def claim(setting: Setting, folder: Path) -> None:
 
 
 def _without_paths(section: Any) -> Row:
-    return {name: value for name, value in (section or {}).items() if name not in ("mask", "checkpoint")}
+    """Of a section of the configuration, what is not told by the content of files."""
+    elsewhere = ("mask", "checkpoint", "sha256", "label")
+    return {name: value for name, value in (section or {}).items() if name not in elsewhere}
 
 
 def _digests(observations: Observations) -> list[str]:

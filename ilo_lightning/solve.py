@@ -119,6 +119,11 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
         )
     if method.noise == "zero" and "noise" in method.spheres:
         raise ScheduleError("method.spheres=[noise]: maps that start at zero lie on no sphere; use method.noise=random")
+    if method.noise == "zero" and any("noise" in stage.radii and stage.relative for stage in stages):
+        raise ScheduleError(
+            "method.radii.noise with method.radius_mode=relative: maps that start at zero have the norm 0, and could never "
+            "move; use method.noise=random or method.radius_mode=absolute"
+        )
 
 
 def initial_point(generator: LayeredGenerator, method: Method, rngs: Sequence[torch.Generator]) -> LatentPoint:
@@ -129,6 +134,21 @@ def initial_point(generator: LayeredGenerator, method: Method, rngs: Sequence[to
             point = point.update(
                 {name: torch.zeros_like(t) for name, t in point.tensors.items() if variable_of(name) == "noise"}
             )
+        return project_to_spheres(point, method.spheres)
+
+
+def _fitting(start: LatentPoint, generator: LayeredGenerator, method: Method, images: int) -> LatentPoint:
+    """A given start as this batch needs it."""
+    if start.batch_size not in (1, images):
+        raise ValueError(f"init holds {start.batch_size} images for a measurement of {images}; expected 1 or {images}")
+    if start.layer > method.schedule[0].layer:
+        raise ValueError(
+            f"init is at layer {start.layer}, deeper than the first stage's {method.schedule[0].layer}; "
+            "leave out the stages above it"
+        )
+    point = start.map(lambda tensor: tensor.to(generator.device, generator.dtype))
+    point = point if point.batch_size == images else point.repeat(images)
+    with torch.no_grad():
         return project_to_spheres(point, method.spheres)
 
 
@@ -178,6 +198,7 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             for message in (
                 ".*does not have many workers.*",
+                ".*`srun` command is available.*",  # the launcher's business, as above
                 ".*ended before the epoch ended and your dataloader is not resumable.*",  # the loader is range(steps)
                 ".*is smaller than the logging interval.*",
                 ".*Found .* module.* in eval mode.*",
@@ -200,7 +221,7 @@ def solve(
     keys: Sequence[str],
     seed: int = 0,
     *,
-    init: LatentPoint | None = None,
+    init: Solution | LatentPoint | None = None,
     data_fit: DataFit | None = None,
     checkpoint: ResumeCheckpoint | None = None,
     trainer: Mapping[str, Any] | None = None,
@@ -220,7 +241,8 @@ def solve(
         keys: one string per image that identifies it (a content hash), from which with ``seed`` its randomness comes,
             so that neither its place nor its batch matters.
         seed: of the run.
-        init: start here instead of at a random point, at a layer no deeper than the first stage's.
+        init: start here instead of at a random point, at a layer no deeper than the first stage's: as many images as
+            the measurement has, or one for all. It is put on the method's spheres first.
         data_fit: what to minimise; mean squared error unless told.
         checkpoint: where and when to save; if its file exists, the optimisation goes on from there.
         trainer: further arguments of ``pytorch_lightning.Trainer``: accelerator, precision, …
@@ -238,14 +260,15 @@ def solve(
         SolveError: if a step failed: out of memory, an error in a user's module.
         Interrupted: if ``checkpoint.stop`` was set; the checkpoint is saved.
     """
-    check_method(method if init is None else replace(method, space=init.space), generator)
+    start = init.point if isinstance(init, Solution) else init
+    check_method(method if start is None else replace(method, space=start.space), generator)
     if len(keys) != len(measurement):
         raise ValueError(f"{len(keys)} keys for a measurement of {len(measurement)} images")
-    if init is not None and init.batch_size != len(measurement):
-        raise ValueError(f"init holds {init.batch_size} images for a measurement of {len(measurement)}")
+    if start is not None:
+        start = _fitting(start, generator, method, len(measurement))
     try:
         rngs = [generator_for(seed, key, "initial point") for key in keys]
-        point = initial_point(generator, method, rngs) if init is None else init.to(generator.device)
+        point = initial_point(generator, method, rngs) if start is None else start
         problem = InverseProblem(generator, operator, measurement, method.schedule, point, data_fit)
     except (RuntimeError, MemoryError) as error:
         raise SolveError(_describe(error, 0, method.schedule.steps, len(keys)), None) from error

@@ -29,28 +29,37 @@ def bare_loop(
 ) -> tuple[list[LatentPoint], torch.Tensor, torch.Tensor]:
     """Best point of each image, all data fits ``(steps + 1, B)``, and the best ones ``(B,)``."""
     point = initial_point(generator, method, [generator_for(seed, key, "initial point") for key in keys])
-    best = [None] * len(keys)
-    best_fit = [math.inf] * len(keys)
+    best_fit = torch.full((len(keys),), math.inf, dtype=point["latent"].dtype)
+    best_stage = torch.zeros(len(keys), dtype=torch.long)
+    kept: list[LatentPoint] = []  # per stage, the best points of the images whose best it holds
     fits = []
 
-    def observe(point) -> torch.Tensor:
+    def observe(point: LatentPoint, index: int) -> torch.Tensor:
         fit = mean_squared_error(operator(generator(point)), measurement)
         fits.append(fit.detach())
-        for i in range(len(keys)):
-            if fit[i].item() < best_fit[i]:
-                best_fit[i] = fit[i].item()
-                best[i] = point.map(lambda tensor, i=i: tensor[i : i + 1]).detach()
+        with torch.no_grad():
+            better = fit < best_fit
+            torch.where(better, fit, best_fit, out=best_fit)
+            best_stage.masked_fill_(better, index)
+            for name, tensor in point.tensors.items():
+                mask = better.view(-1, *[1] * (tensor.ndim - 1))
+                torch.where(mask, tensor, kept[index][name], out=kept[index][name])
         return fit
 
-    for stage in method.schedule.stages:
+    for index, stage in enumerate(method.schedule.stages):
         with torch.no_grad():
             center = generator.advance(point.detach(), stage.layer).detach()
         point = center.detach()
-        groups = []
+        kept.append(center.detach())
+        free, groups, radii = {}, [], {}
         for name, tensor in point.tensors.items():
-            if stage.frees(variable_of(name), index_of(name)):
-                tensor.requires_grad_()
-                groups.append({"params": [tensor], "lr": stage.lr * stage.lr_scale.get(variable_of(name), 1.0)})
+            variable = variable_of(name)
+            if stage.frees(variable, index_of(name)):
+                free[name] = tensor.requires_grad_()
+                groups.append({"params": [tensor], "lr": stage.lr * stage.lr_scale.get(variable, 1.0)})
+                if variable in stage.radii:
+                    norm = center[name].flatten(1).abs().sum(1) if stage.relative else torch.ones(len(keys))
+                    radii[name] = stage.radii[variable] * norm
         peaks = [group["lr"] for group in groups]
         adam = torch.optim.Adam(groups)
         for step in range(stage.steps):
@@ -59,17 +68,15 @@ def bare_loop(
             for group, peak in zip(adam.param_groups, peaks, strict=True):
                 group["lr"] = peak * ramp
             adam.zero_grad()
-            observe(point).sum().backward()
+            observe(point, index).sum().backward()
             adam.step()
             with torch.no_grad():
-                for name, tensor in point.tensors.items():
-                    if not tensor.requires_grad:
-                        continue
+                for name, tensor in free.items():
                     if variable_of(name) in method.spheres:
                         tensor.copy_(on_sphere(name, tensor))
-                    if variable_of(name) in stage.radii:
-                        norm = center[name].flatten(1).abs().sum(1) if stage.relative else torch.ones(len(keys))
-                        tensor.copy_(project_l1_ball(tensor, stage.radii[variable_of(name)] * norm, center[name]))
+                    if name in radii:
+                        tensor.copy_(project_l1_ball(tensor, radii[name], center[name]))
     with torch.no_grad():
-        observe(point)
-    return best, torch.stack(fits), torch.tensor(best_fit, dtype=torch.float64)
+        observe(point, len(kept) - 1)
+    best = [kept[stage].select([image]) for image, stage in enumerate(best_stage.tolist())]
+    return best, torch.stack(fits), best_fit.double()

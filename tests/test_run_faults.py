@@ -275,7 +275,7 @@ def test_a_stage_with_nothing_free_is_refused_before_the_first():
 @pytest.mark.parametrize(
     ("images", "space", "spheres", "words"),
     [
-        (1, "gaussian_w_plus", ["latent"], "1 images for a measurement of 3"),
+        (2, "gaussian_w_plus", ["latent"], "2 images for a measurement of 3"),
         (3, "w", ["latent"], "codes in w .* lie on no sphere"),
         (3, "x", [], "method.space=x"),
     ],

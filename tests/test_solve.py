@@ -168,6 +168,24 @@ def test_starts_from_a_given_point():
     assert {s.point.space for s in result.solutions} == {"w"}
 
 
+def test_goes_on_from_a_solution():
+    """At its own layer, for every image of the batch; a code off its sphere is put on it before it is looked at."""
+    generator, operator, measurement = problem()
+    first = solve(generator, operator, measurement.select([0]), ilo(layers=[0, 1], steps=[3, 2], lr=0.1, noise_maps=None,
+                                                                    radii={}), KEYS[:1]).solutions[0]  # fmt: skip
+    method = ilo(layers=[1, 2], steps=[2, 2], lr=0.1, noise_maps=None, radii={})
+    result = solve(generator, operator, measurement, method, KEYS, init=first)
+    fit = mean_squared_error(operator(generator(first.point.repeat(3))), measurement)
+    begun = torch.stack([solution.history[0] for solution in result.solutions])
+    torch.testing.assert_close(begun, fit)
+    stretched = first.point.update({"latent": 3 * first.point["latent"]})
+    again = solve(generator, operator, measurement, method, KEYS, init=stretched)
+    torch.testing.assert_close(torch.stack([solution.history[0] for solution in again.solutions]), begun)
+    deeper = generator.advance(first.point, 2)
+    with pytest.raises(ValueError, match=r"init is at layer 2, deeper than the first stage's 1"):
+        solve(generator, operator, measurement, method, KEYS, init=deeper)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -200,6 +218,7 @@ def test_starts_from_a_given_point():
         ({"optimizer": "adamm"}, "method.optimizer=adamm: expected one of adam"),
         ({"radius_mode": "percent"}, "method.radius_mode=percent"),
         ({"noise": "zero", "spheres": ["noise"]}, "method.noise=random"),
+        ({"noise": "zero"}, "maps that start at zero have the norm 0"),
         ({"noise_maps": -1}, "method.noise_maps=-1"),
     ],
 )

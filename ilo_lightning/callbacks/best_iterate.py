@@ -40,7 +40,8 @@ class BestIterate(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:
         pl_module.to(trainer.strategy.root_device)  # Lightning has just moved it to the CPU, away from the generator
-        with torch.no_grad():
+        # In the precision of the steps, or two precisions would be ranked together.
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
             pl_module.evaluate()
         self.observe(pl_module)
 

@@ -93,7 +93,7 @@ class Measurement:
         weight: how much each entry of y counts, finite and >= 0, as many axes as y and broadcastable to it.
 
     Raises:
-        ValueError: if the weight does not broadcast to y, is negative or is not finite.
+        ValueError: if the weight does not broadcast to y, is negative, is not finite, or is 0 for all of an image's y.
     """
 
     y: Tensor
@@ -107,6 +107,8 @@ class Measurement:
             raise ValueError(f"a weight of shape {weight_shape} does not broadcast to y of shape {y_shape}")
         if not bool(((self.weight >= 0) & self.weight.isfinite()).all()):
             raise ValueError("the weight of a measurement must be finite and >= 0 everywhere")
+        if not bool((self.weight > 0)[..., None].flatten(1).any(dim=1).all()):
+            raise ValueError("the weight of a measurement is 0 everywhere: nothing was observed of some image")
 
     def __len__(self) -> int:
         return len(self.y)

@@ -170,3 +170,12 @@ def test_bad_weight_is_refused(bad):
     weight[0, 2] = bad
     with pytest.raises(ValueError, match="finite and >= 0"):
         Measurement(torch.zeros(3, 4), weight)
+
+
+def test_an_image_of_which_nothing_was_observed_is_refused():
+    weight = torch.ones(2, 4)
+    weight[1] = 0
+    with pytest.raises(ValueError, match="nothing was observed"):
+        Measurement(torch.zeros(2, 4), weight)
+    weight[1, 3] = 0.1
+    Measurement(torch.zeros(2, 4), weight)
