@@ -6,6 +6,7 @@ import fcntl
 import importlib.resources
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,17 +44,25 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def exclusive(path: str | Path, wait: bool = False) -> Iterator[None]:
+def exclusive(path: str | Path, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock file ``path``; the operating system lets go of it when the process ends, however it ends.
 
     Args:
-        wait: for another process that holds it.
+        patience: seconds to wait for another process that holds it.
 
     Raises:
-        BlockingIOError: if another process holds it, unless told to wait.
+        BlockingIOError: if another process holds it still.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.05)  # rather than a blocking call, which would not see Ctrl-C
         yield

@@ -12,18 +12,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_BLOCK = 4096  # coordinates summed in the working precision before float64 takes over; float32 counts them exactly
+from .ops.l1_ball import l1_shrink, l1_threshold
 
 
 @torch.no_grad()
 def project_l1_ball(x: Tensor, radius: float | Tensor, center: Tensor | None = None) -> Tensor:
     """The nearest point of the l1 ball ``{z: ‖z − center‖₁ <= radius}``, for each image.
 
-    The projection soft-thresholds ``d = x − center``: ``z = center + sign(d)·max(|d| − τ, 0)`` with the τ for which
-    the l1 norm is the radius (Duchi et al. 2008, "Efficient projections onto the l1-ball", section 4). τ is found by
-    Newton's method on ``Σ max(|d| − τ, 0) = radius``, which is Michelot's fixed point (Condat 2016, "Fast projection
-    onto the simplex and the l1 ball", section 3): from a lower bound of τ it only grows, the set of coordinates above
-    it only shrinks, and once the set stays the same τ is exact. No sort; some 5–10 iterations on normal data.
+    By Newton's method on the soft threshold, without sorting (see `ilo_lightning.ops.l1_ball`): exact after some 5–10
+    passes over the coordinates of normal data, fewer where compiled kernels do it.
 
     Args:
         x: ``(B, ...)``, floating point; all other axes of an image together are its vector. float16 and bfloat16 are
@@ -47,42 +44,17 @@ def project_l1_ball(x: Tensor, radius: float | Tensor, center: Tensor | None = N
         return project_l1_ball(x.unsqueeze(1), radii, column).squeeze(1)
 
     # (B, n) views in memory order, so that every pass streams, whatever the memory format
-    distance = _offset(x, center).abs()
-    size, order = distance.shape, _memory_order(distance)
-    magnitude = distance.permute(order).reshape(len(x), -1)
-    norm = _sum(magnitude)
-    inside = norm <= radii
+    order = _memory_order(x)
+    rows = _working(x).permute(order).reshape(len(x), -1)
+    if center is not None:
+        center = center.to(rows.dtype).expand_as(x).permute(order).reshape(len(x), -1)
+    threshold = l1_threshold(rows, radii, center)
+    inside = threshold[:, 1] == math.inf
     if inside.all():
         return x.detach()
-    radii = radii.masked_fill(inside, 0.0)  # harmless stand-in; these images are put back at the end
-
-    # τ = peak − gap. The gap is what Newton iterates on: where the radius is tiny against the coordinates, τ rounds
-    # to the peak, while the gap still holds the answer. Both bounds of the gap follow from Σ max(gap − (peak − |d|), 0)
-    # = radius; the factor covers the rounding of the mean.
-    peak = magnitude.amax(dim=1).double()
-    n = magnitude.shape[1]
-    gap = torch.minimum(radii, radii / n + peak * (1 + 1e-12) - norm / n)
-    excess = torch.empty_like(magnitude)
-    support = torch.full_like(gap, -1)
-    while True:
-        _soft_threshold(magnitude, peak, gap, out=excess)
-        total = _sum(excess)
-        previous, support = support, _sum(excess.sign_())
-        shrinking = support != previous
-        if not shrinking.any():
-            break
-        newton = torch.minimum(gap, gap - (total - radii) / support.clamp(min=1))
-        gap = torch.where(shrinking, newton, gap)
-    _soft_threshold(magnitude, peak, gap, out=excess)
-
-    shape = [size[axis] for axis in order]
+    z = l1_shrink(rows, threshold, center).to(x.dtype)
     inverse = sorted(range(x.ndim), key=order.__getitem__)
-    z = excess.view(shape).permute(inverse)
-    z.copysign_(_offset(x, center))
-    if center is not None:
-        z.add_(center)
-    z = z.to(x.dtype)
-    return torch.where(_per_image(inside, x), x, z) if inside.any() else z
+    return z.view([x.shape[axis] for axis in order]).permute(inverse)
 
 
 @torch.no_grad()
@@ -164,10 +136,14 @@ def _radii(radius: float | Tensor, x: Tensor) -> Tensor:
     return radii.expand(len(x))
 
 
+def _working(x: Tensor) -> Tensor:
+    """``x``, at least in float32. Not a copy if it is already: don't write to it."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
+
+
 def _offset(x: Tensor, center: Tensor | None) -> Tensor:
     """``x − center``, at least in float32. Not a copy without a centre: don't write to it."""
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
-    return x if center is None else x - center
+    return _working(x) if center is None else _working(x) - center
 
 
 def _per_image(values: Tensor, x: Tensor) -> Tensor:
@@ -178,26 +154,6 @@ def _per_image(values: Tensor, x: Tensor) -> Tensor:
 def _memory_order(x: Tensor) -> list[int]:
     """The axes by decreasing stride, image first."""
     return [0, *sorted(range(1, x.ndim), key=lambda axis: -x.stride(axis))]
-
-
-def _sum(rows: Tensor) -> Tensor:
-    """Row sums of ``(B, n)`` in float64. Float32 does the short blocks, ten times faster than casting everything."""
-    whole = rows.shape[1] // _BLOCK * _BLOCK
-    rest = rows[:, whole:].sum(dim=1, dtype=torch.float64)
-    if not whole:
-        return rest
-    return rows[:, :whole].unflatten(1, (-1, _BLOCK)).sum(dim=2).sum(dim=1, dtype=torch.float64) + rest
-
-
-def _soft_threshold(magnitude: Tensor, peak: Tensor, gap: Tensor, out: Tensor) -> None:
-    """``max(magnitude − τ, 0)`` with ``τ = peak − gap``, to relative (not absolute) precision.
-
-    τ is split into two numbers of the working precision: ``magnitude − high`` is exact near the threshold, so the
-    many coordinates barely above it don't lose the digits that make up the norm.
-    """
-    high = (peak - gap).to(magnitude.dtype)
-    low = ((peak - high.double()) - gap).to(magnitude.dtype)
-    torch.sub(magnitude, high.unsqueeze(1), out=out).sub_(low.unsqueeze(1)).clamp_(min=0)
 
 
 def _scaled(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

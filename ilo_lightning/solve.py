@@ -121,8 +121,8 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
         raise ScheduleError("method.spheres=[noise]: maps that start at zero lie on no sphere; use method.noise=random")
     if method.noise == "zero" and any("noise" in stage.radii and stage.relative for stage in stages):
         raise ScheduleError(
-            "method.radii.noise with method.radius_mode=relative: maps that start at zero have the norm 0, and could never "
-            "move; use method.noise=random or method.radius_mode=absolute"
+            "method.radii.noise with method.radius_mode=relative: maps that start at zero have the norm 0, "
+            "and could never move; use method.noise=random or method.radius_mode=absolute"
         )
 
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,24 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"face{i}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cpu_kernels() -> None:
+    """The compiled CPU kernels, for tests that use them."""
+    from ilo_lightning.ops import extension
+
+    reason = extension.load("cpu", may_build=True)
+    if reason:
+        pytest.skip(f"no CPU kernels: {reason}")
+
+
+@pytest.fixture(params=["torch", "cpu"])
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each implementation of the operations that computes on the CPU, in turn."""
+    from ilo_lightning import ops
+
+    if request.param == "cpu":
+        request.getfixturevalue("cpu_kernels")
+    with ops.use(request.param):
+        yield request.param

@@ -1,4 +1,7 @@
-"""Projections against a sort-based oracle, and against the laws that define a projection onto a convex set."""
+"""Projections against a sort-based oracle, and against the laws that define a projection onto a convex set.
+
+Each with every implementation of the l1 ball that there is on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,11 @@ import torch
 
 from ilo_lightning.projections import project_l1_ball, project_l2_ball, project_sphere
 
+pytestmark = pytest.mark.usefixtures("implementation")
 BALLS = [pytest.param(project_l1_ball, 1, id="l1"), pytest.param(project_l2_ball, 2, id="l2")]
-SHAPES = [(1, 1), (3, 7), (4,), (2, 5, 4, 3), (1, 8, 33, 32), (2, 70000)]
+
+
+SHAPES = [(1, 1), (3, 7), (4,), (2, 5, 4, 3), (1, 8, 33, 32), (2, 70000), (2, 150001)]
 
 
 def randn(*shape, seed=0, dtype=torch.float64):

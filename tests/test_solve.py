@@ -171,8 +171,8 @@ def test_starts_from_a_given_point():
 def test_goes_on_from_a_solution():
     """At its own layer, for every image of the batch; a code off its sphere is put on it before it is looked at."""
     generator, operator, measurement = problem()
-    first = solve(generator, operator, measurement.select([0]), ilo(layers=[0, 1], steps=[3, 2], lr=0.1, noise_maps=None,
-                                                                    radii={}), KEYS[:1]).solutions[0]  # fmt: skip
+    begin = ilo(layers=[0, 1], steps=[3, 2], lr=0.1, noise_maps=None, radii={})
+    first = solve(generator, operator, measurement.select([0]), begin, KEYS[:1]).solutions[0]
     method = ilo(layers=[1, 2], steps=[2, 2], lr=0.1, noise_maps=None, radii={})
     result = solve(generator, operator, measurement, method, KEYS, init=first)
     fit = mean_squared_error(operator(generator(first.point.repeat(3))), measurement)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ def set_statistics(generator: StyleGAN2, sha256: str) -> None:
     path = cache_folder() / f"statistics-{identity({'sha256': sha256, 'label': label, 'samples': SAMPLES})}.safetensors"
     with ExitStack() as stack:
         with suppress(OSError):  # a folder that can't be written, or a file system without locks
-            stack.enter_context(exclusive(path.with_suffix(".lock"), wait=True))
+            stack.enter_context(exclusive(path.with_suffix(".lock"), patience=math.inf))
         if _read(path, generator):
             return
         with _progress(SAMPLES) as advance:
