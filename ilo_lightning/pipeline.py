@@ -49,7 +49,7 @@ def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | No
 
 
 def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopRequest) -> list[Row]:
-    claim(setting, folder)
+    claim(setting, folder, stop)
     rows: list[Row] = []
     for index, members in enumerate(setting.batches):
         stop.check()
@@ -87,7 +87,7 @@ def _finished(path: Path) -> list[Row] | None:
     return rows
 
 
-def claim(setting: Setting, folder: Path) -> None:
+def claim(setting: Setting, folder: Path, stop: StopRequest | None = None) -> None:
     """Write down which run the folder holds, or check that it is this one."""
     parts: dict[str, Any] = {name: setting.config.get(name) for name in ("task", "method", "baseline", "seed")}
     parts["batch_size"] = setting.batch_size  # resuming re-forms the same batches
@@ -98,7 +98,7 @@ def claim(setting: Setting, folder: Path) -> None:
     parts["generator"] = _without_paths(setting.config.get("generator"))
     parts["label"] = setting.generator.provenance.get("label")
     parts["weights"] = setting.generator.provenance.get("sha256") or identity.fingerprint(setting.generator)
-    parts["images"] = _digests(setting.observations)
+    parts["images"] = _digests(setting.observations, stop or StopRequest())
     parts["precision"] = (setting.trainer or {}).get("precision")
     parts["version"] = identity.versions()["ilo_lightning"]
     record = folder / "run.json"
@@ -123,10 +123,11 @@ def _without_paths(section: Any) -> Row:
     return {name: value for name, value in (section or {}).items() if name not in elsewhere}
 
 
-def _digests(observations: Observations) -> list[str]:
+def _digests(observations: Observations, stop: StopRequest) -> list[str]:
     """Of those that can be read; refuses to begin if that is none."""
     digests, errors = [], []
     for index in range(len(observations)):
+        stop.check()
         try:
             digests.append(observations.digest(index))
         except DataError as error:
@@ -144,6 +145,7 @@ def _run_batch(
     rows: dict[int, Row] = {}
     known: dict[int, Observation] = {}
     for member in members:
+        stop.check()
         try:
             known[member] = setting.observations[member]
         except DataError as error:

@@ -205,6 +205,34 @@ CASES: dict[str, Case] = {
     "damaged checkpoint of an interrupted run": (lambda f: [f"hydra.run.dir={damaged(f / 'run')}"], 0, "damaged"),
     "one bad image in a folder": (lambda f: [f"data.path={f / 'mixed'}"], 3, r"bad\.png: not an image"),
 }
+
+
+def stored(path: Path) -> np.ndarray:
+    """What Pillow reads, without turning it."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def on_white() -> np.ndarray:
+    colour, alpha = pixels(channels=4)[..., :3].astype(float), pixels(channels=4)[..., 3:] / 255
+    return 255 + (colour - 255) * alpha
+
+
+# What truth.png holds of a picture that is accepted, 16 x 16, from the file that was given.
+SHOWN: dict[str, Callable[[Path], np.ndarray]] = {
+    "16-bit": lambda f: pixels()[..., :1].repeat(3, axis=2),
+    "greyscale": lambda f: pixels()[..., :1].repeat(3, axis=2),
+    "RGBA": lambda f: on_white(),
+    "palette": stored,
+    "CMYK": stored,
+    "EXIF-rotated": lambda f: np.rot90(stored(f), k=-1),
+    "animated GIF": lambda f: np.zeros((16, 16, 3)),
+    "wrong aspect ratio": lambda f: pixels(16, 40)[:, 12:28],
+    "another size than the generator's": lambda f: np.asarray(
+        Image.fromarray(pixels(50, 50)).resize((16, 16), Image.Resampling.LANCZOS)
+    ),
+    "full mask": lambda f: pixels(),
+}
 ELSEWHERE = {"full disk", "out of memory"}
 """Tested below, on a small tmpfs and with little memory."""
 
@@ -235,12 +263,21 @@ def test_accepted_by_a_stated_rule_or_refused_in_one_line(
         rows = rows_of(tmp_path / "run")
         assert sum("error" not in row for row in rows) == (2 if "mixed" in str(given) else 1)
         assert check_folder(tmp_path / "run") == []
+    if name in SHOWN:
+        (given_file,) = [Path(word.removeprefix("data.path=")) for word in (*defaults, *given) if "data.path=" in word]
+        (result,) = (tmp_path / "run" / "images").iterdir()
+        expected = SHOWN[name](given_file)
+        assert np.abs(stored(result / "truth.png") - expected).max() <= 1
+        if name == "full mask":
+            assert np.array_equal(stored(result / "measurement.png"), expected)
     if words:
         assert re.search(words, done.stderr), done.stderr
 
 
 def test_the_table_is_the_test():
     """docs/bad-input.md lists these cases, and what comes of them."""
+    accepted = {name for name, (_, code, _) in CASES.items() if code == 0}
+    assert accepted == {*SHOWN, "damaged checkpoint of an interrupted run"}
     rows = re.findall(r"^\| ([^|]+?) \| ([^|]+?) \| (\d|accepted)", TABLE.read_text(encoding="utf-8"), re.MULTILINE)
     assert {name: code for name, _, code in rows} == {
         name: "accepted" if code == 0 else str(code) for name, (_, code, _) in CASES.items()

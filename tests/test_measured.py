@@ -175,3 +175,25 @@ def test_score_says_what_it_can_t_match(checkpoint: Path, pictures: Path, tmp_pa
     assert "image face0: no picture of this name" in said.err and "face1" in said.out
     assert scoring.main([str(tmp_path), "--truth", str(pictures)]) == 2
     assert scoring.main([str(tmp_path / "run"), "--truth", str(tmp_path / "nothing")]) == 2
+
+
+def test_score_of_a_damaged_run(checkpoint: Path, pictures: Path, tmp_path: Path, capfd):
+    run = tmp_path / "run"
+    assert main([*arguments(checkpoint, pictures, run, "method.steps=1"), "task=denoising"]) == 0
+    score = [str(run), "--truth", str(pictures)]
+    (run / "images" / "face1" / "solution.safetensors").write_bytes(b"no")
+    # A point that has another shape than this generator's.
+    path = run / "images" / "face2" / "solution.safetensors"
+    solution = Solution.load(path)
+    Solution(solution.point.map(lambda tensor: tensor[..., :-1]), solution.history, solution.info).save(path)
+    capfd.readouterr()
+    assert scoring.main(score) == 3
+    told = capfd.readouterr()
+    assert "image face1: " in told.err and "not a readable solution" in told.err
+    assert "image face2: can't be scored (RuntimeError" in told.err
+    assert [row["image"] for row in map(json.loads, (run / "scores.jsonl").read_text().splitlines())] == ["face0"]
+    for content in ("a: [1,", "- 1", "generator: 3", "generator:\n  _target_: tests.broken.text"):
+        (run / "config.yaml").write_text(content)
+        assert scoring.main(score) == 2
+        told = capfd.readouterr().err
+        assert told.startswith("error: ") and len(told.splitlines()) == 1 and "Traceback" not in told

@@ -70,9 +70,10 @@ class WarmCommand:
         return self
 
     def __exit__(self, *args: object) -> None:
-        assert self._server.stdin is not None
+        assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.close()
         self._server.wait()
+        self._server.stdout.close()
         self._folder.cleanup()
 
     def start(self, *arguments: str | Path, cwd: Path, **how: Any) -> WarmProcess:

@@ -145,7 +145,8 @@ def _lines(choice: Choice) -> Iterator[str]:
         yield "```yaml\ndefaults:\n" + "\n".join(f"  - {line}" for line in choice.defaults) + "\n```\n"
     # What only hands another option on says nothing new.
     handed_on = re.compile(r"\$\{task\.\w+\}")
-    told = [o for o in choice.options if not o.key.endswith("_target_") and not handed_on.fullmatch(o.value)]
+    skipped = re.compile(r".*_target_|hydra\.help\..*")
+    told = [o for o in choice.options if not skipped.fullmatch(o.key) and not handed_on.fullmatch(o.value)]
     if told:
         rows = [f"| `{option.key}` | `{_cell(option.value)}` | {_cell(option.meaning)} |" for option in told]
         yield "\n".join(["| option | default | |", "|---|---|---|", *rows]) + "\n"
