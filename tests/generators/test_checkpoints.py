@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -241,6 +242,13 @@ def without(*names: str) -> Callable[[dict], dict]:
 def test_a_checkpoint_that_does_not_fit_is_refused_with_what_differs(spoil: Callable, words: str, tmp_path: Path):
     torch.save({"g_ema": spoil(load_fixture("rosinality_16").state())}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=words):
+        load_generator(tmp_path / "x.pt")
+
+
+def test_nothing_is_read_from_a_pipe(tmp_path: Path):
+    """Opening one would wait for a writer that never comes."""
+    os.mkfifo(tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="a device or pipe, expected a file"):
         load_generator(tmp_path / "x.pt")
 
 
