@@ -50,7 +50,7 @@ def save_generator(generator: StyleGAN2, path: str | Path, provenance: Mapping[s
 def load_generator(
     checkpoint: str | Path, sha256: str | None = None, label: int | Sequence[float] | None = None
 ) -> StyleGAN2:
-    """The frozen generator of a checkpoint: eval mode, float32, no gradients to weights.
+    """The frozen generator of a checkpoint: eval mode, no gradients to weights, float32 (our own files: as saved).
 
     Recognised by content: a safetensors file of ``save_generator`` or ``ilo convert``; a ``.pt`` in the layout of
     rosinality's stylegan2-pytorch (preferably what it has under ``g_ema``); a ``.pkl`` of NVIDIA's
@@ -205,6 +205,7 @@ def _state(value: Any) -> tuple[dict[str, StoredTensor], Record | None]:
     state = {name: part for name, part in tensors if isinstance(name, str) and isinstance(part, StoredTensor)}
     for anchor in ("input.input", "synthesis.b4.const"):  # of a network inside another, or of DataParallel
         inner = [name.removesuffix(anchor) for name in state if name.endswith(f".{anchor}")]
+        inner = [prefix for prefix in inner if "ema" in prefix] or inner
         if len(inner) == 1:
             prefix = inner[0]
             state = {name.removeprefix(prefix): part for name, part in state.items() if name.startswith(prefix)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,6 +94,10 @@ WRAPPINGS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "only g": lambda state: {"g": state, "d": {"final_conv.0.weight": torch.ones(2)}, "args": argparse.Namespace(x=1)},
     "both": lambda state: {"g": {name: tensor + 1 for name, tensor in state.items()}, "g_ema": state},
     "decoder": lambda state: {"state_dict": {**prefixed(state, "decoder."), "encoder.weight": torch.ones(2)}},
+    "two inside one": lambda state: {
+        **{f"net.g.{name}": tensor + 1 for name, tensor in state.items()},
+        **prefixed(state, "net.g_ema."),
+    },
     "without noise buffers": lambda state: {n: t for n, t in state.items() if not n.startswith("noises.")},
     "a tuple": lambda state: ({"weight": torch.ones(2)}, state),
 }
@@ -114,6 +119,13 @@ def test_a_pickle_of_one_network_alone(tmp_path: Path):
     fixture = load_fixture("nvidia_32")
     (tmp_path / "g.pkl").write_bytes(dump(network(fixture.state()), protocol=2))
     check_parity(load_generator(tmp_path / "g.pkl"), fixture)
+
+
+def test_a_bare_state_dict_of_nvidia_s(tmp_path: Path, capsys):
+    fixture = load_fixture("nvidia_32")
+    torch.save(fixture.state(), tmp_path / "g.pt")
+    check_parity(load_generator(tmp_path / "g.pt"), fixture)
+    assert "doesn't say whether activations are clamped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -241,6 +253,13 @@ def without(*names: str) -> Callable[[dict], dict]:
 def test_a_checkpoint_that_does_not_fit_is_refused_with_what_differs(spoil: Callable, words: str, tmp_path: Path):
     torch.save({"g_ema": spoil(load_fixture("rosinality_16").state())}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=words):
+        load_generator(tmp_path / "x.pt")
+
+
+def test_nothing_is_read_from_a_pipe(tmp_path: Path):
+    """Opening one would wait for a writer that never comes."""
+    os.mkfifo(tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="a device or pipe, expected a file"):
         load_generator(tmp_path / "x.pt")
 
 
