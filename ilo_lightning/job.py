@@ -20,6 +20,7 @@ from .interrupt import Interrupted, listen
 from .main import DONE, REFUSED, SOME_FAILED
 from .observations import MODES, Measured, Observations, Simulated
 from .operators.base import ForwardOperator
+from .ops import ImplementationError, use
 from .pipeline import RunError, Setting, run
 from .report.table import print_scores
 from .schedule import ScheduleError
@@ -29,7 +30,15 @@ REFUSALS = (RunError, ScheduleError, DataError, CheckpointError, ValueError, OSE
 
 def run_job(config: DictConfig, folder: str | Path) -> int:
     """Run one composed configuration with its outputs in ``folder``; never raises for what a user can get wrong."""
-    folder = Path(folder)
+    try:
+        implementation = use(config.ops.impl)
+    except ImplementationError as error:
+        return refuse(error)
+    with implementation:
+        return _run_job(config, Path(folder))
+
+
+def _run_job(config: DictConfig, folder: Path) -> int:
     with listen() as stop:
         try:
             setting = build(config)
