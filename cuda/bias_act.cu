@@ -7,9 +7,8 @@ void bias_act(Storage storage, const void* x, const void* bias, void* y, int64_t
               double slope, double gain, double limit, Stream stream) {
   with_type(storage, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    using W = Working<T>;
     launch_bias_act(on(stream), static_cast<const T*>(x), static_cast<const T*>(bias), static_cast<T*>(y), size,
-                    channels, inner, BiasAct<W>{W(slope), W(gain), W(limit)});
+                    channels, inner, bias_act_of<T>(slope, gain, limit));
   });
 }
 
@@ -17,9 +16,8 @@ void bias_act_backward(Storage storage, const void* grad, const void* y, void* o
                        double gain, double limit, Stream stream) {
   with_type(storage, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    using W = Working<T>;
     launch_bias_act_backward(on(stream), static_cast<const T*>(grad), static_cast<const T*>(y), static_cast<T*>(out),
-                             size, BiasAct<W>{W(slope), W(gain), W(limit)});
+                             size, bias_act_of<T>(slope, gain, limit));
   });
 }
 

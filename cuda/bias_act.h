@@ -24,6 +24,13 @@ struct BiasAct {
   }
 };
 
+// For tensors stored as T. The limit is rounded as they are, or no result would be found to be at it.
+template <typename T>
+BiasAct<Working<T>> bias_act_of(double slope, double gain, double limit) {
+  using W = Working<T>;
+  return {W(slope), W(gain), static_cast<W>(static_cast<T>(static_cast<W>(limit)))};
+}
+
 // A dense tensor in memory order is (outer, channels, inner).
 template <typename T, typename Index>
 struct BiasActProgram {

@@ -56,9 +56,9 @@ struct Search {
       done = false;
     }
   }
-  // Start from a guess of τ instead, on whichever side it lies.
+  // Start from a guess of τ instead, on whichever side it lies; NaN and infinity are none.
   ILO_BOTH void guess(double tau) {
-    if (!done && peak - tau > 0) gap = smaller(limit, peak - tau);
+    if (!done && peak - tau > 0 && tau - tau == 0) gap = smaller(limit, peak - tau);
   }
   // From Σ max(|d| − τ, 0) and the number of coordinates above τ, at the present τ. The sum is convex in τ, so that the
   // first step leads below the solution, and from there on τ only grows.

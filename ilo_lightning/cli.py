@@ -14,6 +14,8 @@ COMMANDS = {
     "measure": ("main", "measure", "[OVERRIDES]", "only measure images, to reconstruct them elsewhere from y alone"),
     "convert": ("converting", "main", "SRC DST.safetensors", "a StyleGAN2 of others (.pt, .pkl) as safetensors"),
     "score": ("scoring", "main", "RUN --truth PATH", "score the reconstructions of a run against their true pictures"),
+    "build-ops": ("ops.command", "main", "[cpu] [cuda] [--force]", "compile the kernels ahead of their first use"),
+    "doctor": ("doctor", "main", "", "what this machine has, what would be used, what is missing where"),
     "check-operator": ("checks.operators", "main", "_target_=… [k=v …]", "check the laws of an operator of your own"),
     "check-generator": ("checks.generators", "main", "_target_=… [k=v …]", "check the laws of a generator of your own"),
 }

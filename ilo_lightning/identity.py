@@ -46,9 +46,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-@functools.cache
 def versions() -> dict[str, str]:
-    """Of everything that can change a number."""
+    """Of everything that can change a number, as of now: kernels may be loaded later (see `ilo_lightning.ops`)."""
+    from .ops.implementation import in_use
+
+    return {**_versions(), "ops": in_use()}
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     import pytorch_lightning
     import torch
 

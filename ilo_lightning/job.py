@@ -24,6 +24,7 @@ from .main import DONE, REFUSED, SOME_FAILED
 from .observations import MODES, Measured, Observations, Simulated
 from .operators.base import ForwardOperator
 from .operators.noise import NoiseModel
+from .ops import ImplementationError, use
 from .pipeline import run
 from .rehearsal import check_generator_attributes, check_operator_attributes, one_line
 from .report.table import print_scores
@@ -39,7 +40,15 @@ T = TypeVar("T")
 
 def run_job(config: DictConfig, folder: str | Path) -> int:
     """Run one composed configuration with its outputs in ``folder``; never raises for what a user can get wrong."""
-    folder = Path(folder)
+    try:
+        implementation = use(config.ops.impl)
+    except ImplementationError as error:
+        return refuse(error)
+    with implementation:
+        return _run_job(config, Path(folder))
+
+
+def _run_job(config: DictConfig, folder: Path) -> int:
     with listen() as stop:
         try:
             setting = build(config)

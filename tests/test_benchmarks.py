@@ -65,3 +65,14 @@ def test_generator(repository: Path, tmp_path: Path):
     record = run("generator.py", *arguments, repository=repository, json_path=tmp_path / "g.json")
     values = {row["metric"]: row["value"] for row in record["rows"]}
     assert values["frechet_thumbnails"] > values["frechet_thumbnails_floor"] > 0
+
+
+def test_l1_projection(cpu_kernels, repository: Path, tmp_path: Path):
+    arguments = ["--coordinates", "1000", "100000", "--repeats=1"]
+    record = run("l1_projection.py", *arguments, repository=repository, json_path=tmp_path / "l1.json")
+    values = {(row["case"], row["metric"]): row["value"] for row in record["rows"]}
+    assert {case for case, _ in values} == {"1000", "100000"}
+    for case in ("1000", "100000"):
+        expected = values[case, "l1_seconds_sort"] / values[case, "l1_seconds"]
+        assert values[case, "l1_speedup_vs_sort"] == pytest.approx(expected)
+        assert values[case, "l1_kernel"] == 1

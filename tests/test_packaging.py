@@ -128,6 +128,20 @@ def test_the_wheel_works_from_any_directory(site: Path, tmp_path: Path) -> None:
     assert "solve" in run(sys.executable, "-m", "ilo_lightning.cli", "--help", cwd=tmp_path, env=from_wheel(site))
 
 
+def test_the_wheel_finds_its_kernels(site: Path, tmp_path: Path) -> None:
+    """What is compiled on first use: as many sources as in the checkout, from the wheel."""
+    code = (
+        "from ilo_lightning.ops import toolchain\n"
+        "for kind in toolchain.KINDS: print(kind, len(toolchain.sources(kind)), toolchain.key(kind))\n"
+        "print(toolchain.source_folder())"
+    )
+    *found, folder = run(sys.executable, "-c", code, cwd=tmp_path, env=from_wheel(site)).splitlines()
+    assert Path(folder) == site / "ilo_lightning" / "cuda"
+    from ilo_lightning.ops import toolchain
+
+    assert found == [f"{kind} {len(toolchain.sources(kind))} {toolchain.key(kind)}" for kind in toolchain.KINDS]
+
+
 def test_the_installed_package_works_from_any_directory(
     installed: importlib.metadata.Distribution, tmp_path: Path
 ) -> None:

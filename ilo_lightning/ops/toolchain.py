@@ -162,7 +162,7 @@ def nvcc() -> Nvcc:
 
 def _output(*command: str | Path) -> str:
     try:
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(f"{command[0]}: {error}") from None
     return done.stdout + done.stderr
