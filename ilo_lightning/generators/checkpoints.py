@@ -28,11 +28,11 @@ def save_generator(generator: StyleGAN2, path: str | Path, provenance: dict | No
     write_atomically(path, save(tensors, metadata=header))
 
 
-def load_generator(checkpoint: str | Path) -> StyleGAN2:
+def load_generator(checkpoint: str | Path, recompute: bool = False) -> StyleGAN2:
     """The frozen generator of a checkpoint written by ``save_generator``: eval mode, no gradients to weights.
 
     ``checkpoint`` may begin with ``pkg://`` (see ``files.locate``). The result's ``provenance`` says where it came
-    from: the path as given, and the file's SHA-256.
+    from: the path as given, and the file's SHA-256. ``recompute``: see ``StyleGAN2.recompute``.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or holds something else.
@@ -68,6 +68,7 @@ def load_generator(checkpoint: str | Path) -> StyleGAN2:
             f"generator.checkpoint={checkpoint}: header and tensors don't make a StyleGAN2 ({' '.join(first_line[:2])})"
         ) from error
     generator.fir = fir_kernel(4.0, generator.config["resample_filter"]).to(generator.const)
+    generator.recompute = recompute
     generator.provenance = {"checkpoint": str(checkpoint), "sha256": sha256(path)}
     return generator.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 

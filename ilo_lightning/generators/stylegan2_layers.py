@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import winograd
-from .frozen_convolution import LinearMap, styled_convolution
+from .frozen_convolution import FrozenLayer, freeze, styled_convolution, wants_winograd
 
 FIR = (1.0, 3.0, 3.0, 1.0)
 ARCHITECTURES = ("skip", "resnet", "orig")
-WINOGRAD_CHANNELS, WINOGRAD_PIXELS = 256, 16 * 16  # below, the products are too small to pay for the transforms
 
 
 def leaky_relu(x: Tensor, gain: float = 1.0) -> Tensor:
@@ -65,8 +62,9 @@ class EqualizedLinear(nn.Module):
         self.gain, self.bias_gain = lr_multiplier / math.sqrt(inputs), lr_multiplier
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = self.bias if self.bias_gain == 1 else self.bias * self.bias_gain
-        return F.linear(x * self.gain, self.weight, bias)
+        rows = x.reshape(-1, x.shape[-1])
+        y = torch.addmm(self.bias, rows, self.weight.T, beta=self.bias_gain, alpha=self.gain)
+        return y.view(*x.shape[:-1], -1)
 
 
 class Mapping(nn.Module):
@@ -105,24 +103,6 @@ class Mapping(nn.Module):
         return w
 
 
-@dataclass(frozen=True)
-class Derived:
-    """What follows from the frozen weight of a ``StyledConv``.
-
-    Args:
-        key: tells whether it still does.
-        energy: sum of squares of each 3×3 filter, ``(in, out)``.
-        kernel: the weight in channels_last, ``(in, out, 3, 3)`` for a layer that doubles the size, else
-            ``(out, in, 3, 3)``.
-        filters: for Winograd's convolution and its adjoint, where that is faster.
-    """
-
-    key: tuple
-    energy: Tensor
-    kernel: Tensor
-    filters: tuple[Tensor, Tensor] | None
-
-
 class StyledConv(nn.Module):
     """Modulated 3×3 convolution, noise, bias, leaky ReLU times ``gain``, and clamp; doubles the size first if ``up``.
 
@@ -131,7 +111,7 @@ class StyledConv(nn.Module):
         clamp: bound on the activation, for ``gain`` 1; None: none.
     """
 
-    _derived: Derived | None = None
+    _frozen: tuple[tuple, FrozenLayer, list[Tensor]] | None = None
 
     def __init__(
         self,
@@ -151,65 +131,52 @@ class StyledConv(nn.Module):
         self.up, self.gain, self.clamp = up, gain, None if clamp is None else clamp * gain
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, kernel: Tensor) -> Tensor:
-        style, gain = self.affine(w), self.gain * math.sqrt(2)  # (B, in); leaky ReLU commutes with positive factors
-        noise = None if noise is None or self.noise_strength is None else noise * (self.noise_strength * gain)
-        if self.weight.requires_grad or self.bias.requires_grad or torch.is_autocast_enabled(x.device.type):
-            energy = self.weight.square().sum(dim=(2, 3)).T
-            weight = self.weight.transpose(0, 1) if self.up else self.weight
-            x = self._convolution(weight, None, kernel, x.shape).apply(x * style[:, :, None, None])
-            x = x * (torch.rsqrt(style.square() @ energy + 1e-8) * gain)[:, :, None, None]
-            x = F.leaky_relu((x if noise is None else x + noise) + (self.bias * gain)[:, None, None], 0.2)
-            return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
-        derived = self._derive(x)
-        scale = torch.rsqrt(style.square() @ derived.energy + 1e-8) * gain
-        map = self._convolution(derived.kernel, derived.filters, kernel, x.shape)
-        return styled_convolution(x, style, map, scale, noise, self.bias * gain, self.clamp)
+        style = self.affine(w)  # (B, in)
+        frozen = not any(parameter.requires_grad for parameter in self._weights())
+        if frozen and not torch.is_autocast_enabled(x.device.type):
+            return styled_convolution(x, style, noise, self._freeze(x), kernel)
+        height, width = x.shape[2:]
+        energy = self.weight.square().sum(dim=(2, 3))  # (out, in)
+        demodulation = torch.rsqrt(style.square() @ energy.T + 1e-8)  # (B, out)
+        x = x * style[:, :, None, None]
+        if self.up:
+            x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)
+            x = filter_planes(x, kernel.flip((2, 3)), padding=(kernel.shape[-1] - 1) // 2)
+            x = x[:, :, : 2 * height, : 2 * width]  # all of it, unless the FIR's length is odd
+        else:
+            x = F.conv2d(x, self.weight, padding=1)
+        x = x * demodulation[:, :, None, None]
+        if self.noise_strength is not None and noise is not None:
+            x = x + noise * self.noise_strength
+        x = leaky_relu(x + self.bias[:, None, None], self.gain)
+        return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
-    def _convolution(
-        self, weight: Tensor, filters: tuple[Tensor, Tensor] | None, kernel: Tensor, shape: Sequence[int]
-    ) -> LinearMap:
-        """The convolution as a linear function of an input of ``shape``."""
-        if filters is not None:
-            return LinearMap(lambda x: winograd.convolve(x, filters[0]), lambda y: winograd.convolve(y, filters[1]))
-        if not self.up:
-            return LinearMap(
-                lambda x: F.conv2d(x, weight, padding=1), lambda y: F.conv_transpose2d(y, weight, padding=1)
-            )
-        channels, (height, width), n = weight.shape[1], shape[2:], kernel.shape[-1]
-        planes, padding = kernel.flip((2, 3)).expand(channels, 1, -1, -1), (n - 1) // 2
-        odd = n % 2  # then the filtered image has a row and a column too many
+    def _weights(self) -> list[nn.Parameter]:
+        weights = [self.weight, self.bias, self.noise_strength]
+        return [weight for weight in weights if weight is not None]
 
-        def apply(x: Tensor) -> Tensor:
-            x = F.conv_transpose2d(x, weight, stride=2)
-            return F.conv2d(x, planes, padding=padding, groups=channels)[:, :, : 2 * height, : 2 * width]
-
-        def adjoint(y: Tensor) -> Tensor:
-            y = F.conv_transpose2d(F.pad(y, (0, odd, 0, odd)) if odd else y, planes, padding=padding, groups=channels)
-            return F.conv2d(y, weight, stride=2)
-
-        return LinearMap(apply, adjoint)
-
-    @torch.no_grad()
-    def _derive(self, x: Tensor) -> Derived:
-        """What the frozen weight makes, kept as long as it is the same weight."""
-        weight = self.weight
-        large = x.shape[2] * x.shape[3] >= WINOGRAD_PIXELS and min(weight.shape[:2]) >= WINOGRAD_CHANNELS
-        fast = large and not self.up and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-        version = None if weight.is_inference() else weight._version  # an inference tensor can't be changed
-        key = (id(weight), weight.data_ptr(), version, weight.dtype, weight.device, fast)
-        if self._derived is None or self._derived.key != key:
-            kernel = weight.transpose(0, 1) if self.up else weight
-            kernel = kernel.contiguous(memory_format=torch.channels_last)
-            filters = None
-            if fast:
-                turned = weight.transpose(0, 1).flip((2, 3))
-                filters = winograd.transform_filters(weight), winograd.transform_filters(turned)
-            self._derived = Derived(key, weight.square().sum(dim=(2, 3)).T.contiguous(), kernel, filters)
-        return self._derived
+    def _freeze(self, x: Tensor) -> FrozenLayer:
+        """The layer prepared for inputs like ``x``; kept until a weight is changed, moved or replaced."""
+        outputs, inputs = self.weight.shape[:2]
+        fast = not self.up and wants_winograd(inputs, outputs, x)
+        key = (fast, *map(_state, self._weights()))
+        if self._frozen is None or self._frozen[0] != key:
+            gain = math.sqrt(2) * self.gain
+            layer = freeze(self.weight, self.bias, self.noise_strength, gain, self.clamp, self.up, fast)
+            # Held, so that no other weight can come to lie where these do.
+            held = [tensor for weight in self._weights() for tensor in (weight, weight.detach())]
+            self._frozen = key, layer, held
+        return self._frozen[1]
 
     def __getstate__(self) -> dict:
-        """Without what can be derived, so that copies and pickles are no larger than the weights."""
-        return {name: value for name, value in self.__dict__.items() if name != "_derived"}
+        """Without what is derived, so that copies and pickles are no larger than the weights."""
+        return {name: value for name, value in self.__dict__.items() if name != "_frozen"}
+
+
+def _state(weight: Tensor) -> tuple:
+    """Differs whenever the values may differ."""
+    version = None if weight.is_inference() else weight._version  # tensors of inference mode have none
+    return id(weight), weight.data_ptr(), version, weight.dtype, weight.device
 
 
 class ToRGB(nn.Module):
