@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from .allocation import reuse_memory
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -28,6 +30,7 @@ def _run(job: Callable[[DictConfig, str], int], config: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://ilo_lightning.conf", config_name="config")
 def _solve(config: DictConfig) -> None:
+    reuse_memory()
     from .job import run_job
 
     _run(run_job, config)

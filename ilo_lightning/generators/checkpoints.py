@@ -48,7 +48,10 @@ def save_generator(generator: StyleGAN2, path: str | Path, provenance: Mapping[s
 
 
 def load_generator(
-    checkpoint: str | Path, sha256: str | None = None, label: int | Sequence[float] | None = None
+    checkpoint: str | Path,
+    sha256: str | None = None,
+    label: int | Sequence[float] | None = None,
+    recompute: bool = False,
 ) -> StyleGAN2:
     """The frozen generator of a checkpoint: eval mode, no gradients to weights, float32 (our own files: as saved).
 
@@ -61,6 +64,7 @@ def load_generator(
         checkpoint: a path, which may begin with ``pkg://`` (see ``files.locate``).
         sha256: hex digest that the file must have; None: any.
         label: for a conditional generator, the class, or the whole label; None: the one it was saved with.
+        recompute: less memory for more time, see ``StyleGAN2.recompute``.
 
     Returns:
         The generator. Its ``provenance`` says where it came from: the path as given, the file's SHA-256, the layout,
@@ -70,12 +74,14 @@ def load_generator(
         CheckpointError: if the file is missing, damaged, or holds something else; names what differs.
     """
     try:
-        return _load(checkpoint, sha256, label)
+        generator = _load(checkpoint, sha256, label)
     except CheckpointError as error:
         message = str(error)
         raise CheckpointError(
             message if message.startswith("generator.") else f"generator.checkpoint={checkpoint}: {message}"
         ) from error
+    generator.recompute = recompute
+    return generator
 
 
 def _load(checkpoint: str | Path, pin: str | None, label: int | Sequence[float] | None) -> StyleGAN2:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .base import LatentPoint, LayeredGenerator
 from .stylegan2_layers import ARCHITECTURES, FIR, Block, Mapping, fir_kernel, normal_parameter
@@ -49,6 +50,9 @@ class StyleGAN2(LayeredGenerator):
     """
 
     spaces = SPACES
+    recompute = False
+    """Whether a backward pass computes the activations of each block again instead of keeping them: less memory, more
+    time."""
     fir: Tensor
     label: Tensor | None
     w_mean: Tensor
@@ -222,7 +226,7 @@ class StyleGAN2(LayeredGenerator):
     def _synthesise(self, point: LatentPoint, stop: int) -> tuple[Tensor, Tensor | None]:
         """Run the blocks from the point's layer up to ``stop``: activation and RGB, if any, after the last of them."""
         layer = point.layer
-        styles = self.styles(point)
+        styles = self.styles(point).unbind(dim=1)
         activation = self.const.expand(point.batch_size, -1, -1, -1) if layer == 0 else point["activation"]
         rgb = point.tensors.get("rgb")
         # Both, so that a point read from a file is rounded as the one that was saved.
@@ -231,11 +235,17 @@ class StyleGAN2(LayeredGenerator):
         offset = self.first_style(layer)
         for index in range(layer, stop):
             first = self.first_style(index)
-            w = styles[:, first - offset :].unbind(dim=1)[: 2 if index == 0 else 3]
+            w = styles[first - offset :][: 2 if index == 0 else 3]
             noise = [
                 point.tensors.get(f"noise_{i}") for i in range(self.first_noise(index), self.first_noise(index + 1))
             ]
-            activation, rgb = self.blocks[index](activation, rgb, w, noise, self.fir)
+            arguments = (activation, rgb, w, noise, self.fir)
+            if self.recompute and torch.is_grad_enabled():
+                activation, rgb = checkpoint(
+                    self.blocks[index], *arguments, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                activation, rgb = self.blocks[index](*arguments)
         return activation, rgb
 
     @torch.no_grad()

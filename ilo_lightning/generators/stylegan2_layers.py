@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .frozen_convolution import FrozenLayer, freeze, styled_convolution, wants_winograd
+
 FIR = (1.0, 3.0, 3.0, 1.0)
 ARCHITECTURES = ("skip", "resnet", "orig")
 
@@ -65,8 +67,9 @@ class EqualizedLinear(nn.Module):
         self.gain, self.bias_gain = lr_multiplier / math.sqrt(inputs), lr_multiplier
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = self.bias if self.bias_gain == 1 else self.bias * self.bias_gain
-        return F.linear(x * self.gain, self.weight, bias)
+        rows = x.reshape(-1, x.shape[-1])
+        y = torch.addmm(self.bias, rows, self.weight.T, beta=self.bias_gain, alpha=self.gain)
+        return y.view(*x.shape[:-1], -1)
 
 
 class Mapping(nn.Module):
@@ -113,6 +116,8 @@ class StyledConv(nn.Module):
         clamp: bound on the activation, for ``gain`` 1; None: none.
     """
 
+    _frozen: tuple[tuple, FrozenLayer, list[Tensor]] | None = None
+
     def __init__(
         self,
         inputs: int,
@@ -132,9 +137,12 @@ class StyledConv(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, kernel: Tensor) -> Tensor:
         style = self.affine(w)  # (B, in)
+        frozen = not any(parameter.requires_grad for parameter in self._weights())
+        if frozen and not torch.is_autocast_enabled(x.device.type):
+            return styled_convolution(x, style, noise, self._freeze(x), kernel)
+        height, width = x.shape[2:]
         energy = self.weight.square().sum(dim=(2, 3))  # (out, in)
         demodulation = torch.rsqrt(style.square() @ energy.T + 1e-8)  # (B, out)
-        height, width = x.shape[2:]
         x = x * style[:, :, None, None]
         if self.up:
             x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)
@@ -148,6 +156,33 @@ class StyledConv(nn.Module):
         x = leaky_relu(x + self.bias[:, None, None], self.gain)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
+    def _weights(self) -> list[nn.Parameter]:
+        weights = [self.weight, self.bias, self.noise_strength]
+        return [weight for weight in weights if weight is not None]
+
+    def _freeze(self, x: Tensor) -> FrozenLayer:
+        """The layer prepared for inputs like ``x``; kept until a weight is changed, moved or replaced."""
+        outputs, inputs = self.weight.shape[:2]
+        fast = not self.up and wants_winograd(inputs, outputs, x)
+        key = (fast, *map(_state, self._weights()))
+        if self._frozen is None or self._frozen[0] != key:
+            gain = math.sqrt(2) * self.gain
+            layer = freeze(self.weight, self.bias, self.noise_strength, gain, self.clamp, self.up, fast)
+            # Held, so that no other weight can come to lie where these do.
+            held = [tensor for weight in self._weights() for tensor in (weight, weight.detach())]
+            self._frozen = key, layer, held
+        return self._frozen[1]
+
+    def __getstate__(self) -> dict:
+        """Without what is derived, so that copies and pickles are no larger than the weights."""
+        return {name: value for name, value in self.__dict__.items() if name != "_frozen"}
+
+
+def _state(weight: Tensor) -> tuple:
+    """Differs whenever the values may differ."""
+    version = None if weight.is_inference() else weight._version  # tensors of inference mode have none
+    return id(weight), weight.data_ptr(), version, weight.dtype, weight.device
+
 
 class ToRGB(nn.Module):
     """Modulated 1×1 convolution to ``colors`` channels, without demodulation, and clamp."""
@@ -160,8 +195,11 @@ class ToRGB(nn.Module):
         self.gain, self.clamp = 1 / math.sqrt(inputs), clamp
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
         style = self.affine(w) * self.gain
-        x = F.conv2d(x * style[:, :, None, None], self.weight, self.bias)
+        weight = self.weight.view(-1, channels).T * style[:, :, None]  # (B, in, colors): three colours are cheap
+        pixels = x.flatten(2).transpose(1, 2)  # (B, H·W, in)
+        x = torch.baddbmm(self.bias, pixels, weight).transpose(1, 2).view(batch, -1, height, width)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 
