@@ -71,6 +71,7 @@ class Sweep:
         names = [f"{index:04d}" for index in range(self.images)]
         parts = {key: config.get(key) for key in ("task", "method", "baseline", "seed")}
         parts |= {"images": [_digest(name) for name in names], "version": self.version}
+        parts["precision"] = config["trainer"]["precision"]
         identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         (point / "run.json").write_text(json.dumps({"identity": identity, "parts": parts}, indent=1))
         lines = [json.dumps(row) + "\n" for row in self.rows(config, names)]

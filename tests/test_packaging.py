@@ -90,6 +90,7 @@ def test_the_wheel_holds_the_package_and_its_data(wheel: Path, repository: Path)
         return {path.relative_to(repository).as_posix() for path in paths}
 
     expected = on_disk("ilo_lightning", "**/*.py", "py.typed", "data/*.png", "generators/weights/*.safetensors")
+    expected |= on_disk("ilo_lightning", "report/page.*")
     sources = on_disk("cuda", "**/*.py", "**/*.cu", "**/*.cuh", "**/*.h", "**/*.cpp")
     expected |= {f"ilo_lightning/{name}" for name in on_disk("conf", "**/*.py", "**/*.yaml") | sources}
     named = {

@@ -83,22 +83,22 @@ def _records(point: Point, number: int) -> Iterator[Row]:
             yield start | {"role": role, "method": _name(point, role), "task": _task(point), "metrics": {}}
     for row in point.rows:
         versions = row.get("versions") or {}
-        version, commit = versions.get("ilo_lightning"), row.get("commit")
+        version, commit = _text(versions.get("ilo_lightning")), row.get("commit")
         protocols = row.get("protocols") or {}
         common = start | {
             "image": row.get("image"),
             "index": row["index"],
             "digest": row.get("digest"),
             "task": row.get("task", _task(point)),
-            "seed": row.get("seed", point.config.get("seed")),
-            "operator_seed": row.get("operator_seed"),
+            "seed": _storable(row.get("seed")),
+            "operator_seed": _storable(row.get("operator_seed")),
             "batch": row.get("batch"),
             "batch_size": row.get("batch_size"),
             "finished": row.get("finished"),
             "version": version,
             "commit": commit,
             "code": f"{version}@{commit[:10]}{'-dirty' * commit.endswith('-dirty')}" if commit else version,
-            **{name: versions.get(name) for name in ("torch", "python", "machine", "threads")},
+            **{name: _text(versions.get(name)) for name in ("torch", "python", "machine", "threads")},
             "folder": row.get("folder"),
             "error": row.get("error"),
             "fault": row.get("fault"),
@@ -122,14 +122,22 @@ def _records(point: Point, number: int) -> Iterator[Row]:
                 }
 
 
+def _storable(number: int | None) -> int | None:
+    """Any whole number may be a seed, but no column holds more than 64 bits."""
+    return number if number is not None and abs(number) < 2**63 else None
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
 def _name(point: Point, role: str) -> str | None:
     section = point.config.get(role)
-    return section.get("name") if isinstance(section, dict) else None
+    return _text(section.get("name")) if isinstance(section, dict) else None
 
 
 def _task(point: Point) -> str | None:
-    section = point.config.get("task")
-    return section.get("name") if isinstance(section, dict) else None
+    return _name(point, "task")
 
 
 def _schema() -> dict[str, Any]:
@@ -289,7 +297,8 @@ def _kind(values: Sequence[Any]) -> Any:
     if kinds == {bool}:
         return pl.Boolean()
     if kinds and kinds <= {int, float}:
-        return pl.Int64() if kinds == {int} else pl.Float64()
+        small = all(value is None or abs(value) < 2**63 for value in values)
+        return (pl.Int64() if kinds == {int} else pl.Float64()) if small else pl.String()
     return pl.String()
 
 

@@ -124,6 +124,8 @@ def _known_files(folder: Path) -> list[str]:
     """
     try:
         names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(names, list):
+            raise ValueError("no list")
         return [name for name in names if ".." not in Path(name).parts and not Path(name).is_absolute()]
     except (FileNotFoundError, NotADirectoryError):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -49,7 +49,7 @@ def page(
 
 
 def _source(name: str) -> str:
-    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return importlib.resources.files("ilo_lightning.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _script(name: str, value: Any) -> str:
@@ -249,18 +249,19 @@ def _table(collection: Collection, units: Sequence[Unit]) -> tuple[list[dict[str
         add({"label": "failed", "kind": "count"}, [record["failed"] for record in records])
     for name in values:
         means = [_mean(record, name) for record in records]
-        there = [Mean(*mean) for mean in means if mean]
+        there = [mean for mean in means if mean]
         if not there:
             continue
         better = None if name in COSTS else "higher" if name in HIGHER_IS_BETTER else "lower"
         column = {"label": HEADINGS.get(name, name.replace("_", " ")), "kind": "mean", "better": better}
-        add(column | {"digits": decimals(there, name), "interval": name not in COSTS}, means)
+        column |= {"digits": decimals(there, name), "interval": name not in COSTS}
+        add(column, [mean and [_rounded(mean.value), _rounded(mean.half)] for mean in means])
     return columns, [[record["unit"], record["method"], *row] for record, row in zip(records, cells, strict=True)]
 
 
-def _mean(record: Mapping[str, Any], name: str) -> list[float | None] | None:
-    value, half = record[f"mean {name}"], record[f"half {name}"]
-    return None if value is None else [_rounded(value), _rounded(half)]
+def _mean(record: Mapping[str, Any], name: str) -> Mean | None:
+    value = record[f"mean {name}"]
+    return None if value is None else Mean(value, record[f"half {name}"])
 
 
 def _rounded(value: float | None) -> float | None:

@@ -48,7 +48,7 @@ def gather(collection: Collection, units: Sequence[Unit], limit: int | None, fol
     )
     images = images.sort("unit", "index", "image", maintain_order=True)
     if limit is not None:
-        images = images.group_by("unit", maintain_order=True).head(limit)
+        images = images.filter(pl.int_range(pl.len()).over("unit") < limit)
     store = _Store(folder)
     found = []
     for row in images.iter_rows(named=True):

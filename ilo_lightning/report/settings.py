@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 Settings = dict[str, Any]
@@ -62,7 +63,8 @@ def _flatten(prefix: str, value: Any, into: Settings) -> None:
     elif isinstance(value, list | tuple):
         into[prefix] = json.dumps(value)
     else:
-        into[prefix] = value if value is None or isinstance(value, bool | int | float | str) else str(value)
+        plain = value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and isfinite(value))
+        into[prefix] = value if plain else str(value)
 
 
 def varying(all_settings: Sequence[Settings]) -> list[str]:

@@ -122,6 +122,7 @@ def summarise(collection: Collection) -> Summary:
         pl.coalesce("digest", "image", pl.format("#{}", "index")).alias("image"),
         (pl.col("seconds") / pl.col("batch_size")).alias("seconds"),
     )
+    rows = rows.sort("image", "seed", "number")  # sums don't depend on the folders that the rows come from
     values = [*collection.metrics, *COSTS]
     by = [*problem_keys, *solver_keys]
     per_image = rows.group_by([*by, "image"], maintain_order=True).agg(

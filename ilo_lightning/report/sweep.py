@@ -23,6 +23,11 @@ DONE, RUNNING, FAILED, UNFINISHED, MISSING = STATES = ("done", "running", "faile
 
 _MARKS = ("config.yaml", "run.json", "results.jsonl", "batches")
 _STATUS = re.compile(r"status(-\d+-of-\d+)?\.json")  # of a point, or of one shard of it
+_FIELDS = {
+    str: ("image", "digest", "task", "commit", "finished", "folder", "error", "fault"),
+    int: ("index", "seed", "operator_seed", "batch", "batch_size"),
+    dict: ("versions", "protocols", "baseline"),
+}
 _INSIDES = ("images", "batches", "logs", "wandb")  # of points; they hold no points
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former, ten times as fast, comes with PyYAML's wheels
 
@@ -142,7 +147,7 @@ def read_point(folder: Path, name: str, sweep: str, problems: list[Problem]) -> 
     config = _read(folder / "config.yaml", problems)
     record = _read(folder / "run.json", problems)
     statuses = [_read(path, problems) for path in sorted(folder.glob("status*.json")) if _STATUS.fullmatch(path.name)]
-    parts = record.get("parts") if isinstance(record.get("parts"), dict) else {}
+    parts: Row = record["parts"] if isinstance(record.get("parts"), dict) else {}
     reader = _Rows(folder, problems)
     if not (config or record or statuses or reader.found):
         return None
@@ -160,7 +165,7 @@ def read_point(folder: Path, name: str, sweep: str, problems: list[Problem]) -> 
     _add_scores(folder, point.rows, problems)
     if point.rows and not point.config:
         problems.append(Problem(f"{folder}: config.yaml and run.json are gone; its results have no settings"))
-    elif point.rows and not config:
+    elif point.rows and not (folder / "config.yaml").exists():
         problems.append(Problem(f"{folder}: config.yaml is gone; its settings are those that run.json has"))
     if point.rows and not point.identity:
         problems.append(Problem(f"{folder}: run.json is gone; whether it repeats another point can't be told"))
@@ -247,7 +252,7 @@ class _Rows:
                 row = json.loads(line)
                 check_row(row)
                 rows.append(row)
-            except ValueError:
+            except (ValueError, KeyError):
                 damaged.append(number)
         if damaged:
             many = f"lines {', '.join(map(str, damaged[:5]))}{' …' if len(damaged) > 5 else ''} are"
@@ -258,16 +263,19 @@ class _Rows:
 
 def check_row(row: Any) -> None:
     """Raises ValueError unless ``row`` is a line of results.jsonl."""
-    if not isinstance(row, dict) or not _is_number(row.get("index")):
+    if not isinstance(row, dict) or row.get("index") is None:
         raise ValueError("not a row")
-    if "error" not in row:
-        for outcome in (row, row.get("baseline") or {"metrics": {}}):
-            metrics = outcome.get("metrics") if isinstance(outcome, dict) else None
-            if not isinstance(metrics, dict):
-                raise ValueError("no metrics")
-            values = [*metrics.values(), *(outcome.get(name) for name in ("data_fit", "evaluations", "seconds"))]
-            if not all(value is None or _is_number(value) for value in values):
-                raise ValueError("not a number")
+    for kind, names in _FIELDS.items():
+        if not all(isinstance(row.get(name), kind | None) for name in names):
+            raise ValueError("not what it should be")
+    for outcome in () if "error" in row else filter(None, (row, row.get("baseline"))):
+        metrics, stages = outcome.get("metrics"), outcome.get("stages") or []
+        if not isinstance(metrics, dict) or not isinstance(stages, list) or not isinstance(outcome["method"], str):
+            raise ValueError("no outcome")
+        values = [*metrics.values(), *(outcome.get(name) for name in ("data_fit", "evaluations", "seconds"))]
+        values += [stage.get("psnr") if isinstance(stage, dict) else "" for stage in stages]
+        if not all(value is None or _is_number(value) for value in values):
+            raise ValueError("not a number")
 
 
 def _is_number(value: Any) -> bool:
