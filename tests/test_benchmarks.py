@@ -65,3 +65,12 @@ def test_generator(repository: Path, tmp_path: Path):
     record = run("generator.py", *arguments, repository=repository, json_path=tmp_path / "g.json")
     values = {row["metric"]: row["value"] for row in record["rows"]}
     assert values["frechet_thumbnails"] > values["frechet_thumbnails_floor"] > 0
+
+
+@pytest.mark.slow
+def test_collect(repository: Path, tmp_path: Path):
+    arguments = ["--rows", "20", "40", "--images=5", "--runs=1"]
+    record = run("collect.py", *arguments, repository=repository, json_path=tmp_path / "c.json")
+    values = {(row["case"], row["metric"]): row["value"] for row in record["rows"]}
+    assert {case for case, _ in values} == {"20", "40"}
+    assert all(values[case, name] > 0 for case in ("20", "40") for name in ("seconds", "peak_memory_bytes"))

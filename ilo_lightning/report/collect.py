@@ -68,7 +68,20 @@ def collect(directories: Sequence[str | Path]) -> Collection:
     _check_protocols(rows, problems)
     _check_finite(rows, list(metrics), problems)
     by_role = [{role: settings(point.config, role) for role in _roles(point) if point.config} for point in points]
+    _fill(points, by_role)
     return Collection(rows, points, by_role, list(metrics), problems)
+
+
+def _fill(points: Sequence[Point], by_role: Sequence[dict[str, Settings]]) -> None:
+    """Where a point's configuration is lost in part, what all others have in common is taken to be its own."""
+    whole = [values for point, roles in zip(points, by_role, strict=True) if point.whole for values in roles.values()]
+    if not whole or len(whole) == sum(map(len, by_role)):
+        return
+    common = {key: value for key, value in whole[0].items() if all(other.get(key) == value for other in whole)}
+    for point, roles in zip(points, by_role, strict=True):
+        if not point.whole:
+            for role, values in roles.items():
+                roles[role] = {k: v for k, v in common.items() if k.partition(".")[0] not in point.config} | values
 
 
 def _roles(point: Point) -> list[str]:
@@ -218,7 +231,9 @@ def _check_code(rows: pl.DataFrame, problems: list[Problem]) -> None:
 
     codes = rows.drop_nulls("code").group_by("code").agg(pl.len(), pl.col("number").n_unique().alias("points"))
     if len(codes) > 1:
-        each = ", ".join(f"{code} ({count} rows, {n} points)" for code, count, n in codes.sort("code").iter_rows())
+        each = ", ".join(
+            f"{code} ({count} rows, {n} point{'s' * (n != 1)})" for code, count, n in codes.sort("code").iter_rows()
+        )
         problems.append(
             Problem(
                 f"results of {len(codes)} code versions: {each}; the column `code` tells them apart, and no mean is "

@@ -6,6 +6,7 @@ of a point that was broken off, the batches that it finished are read.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -23,11 +24,12 @@ DONE, RUNNING, FAILED, UNFINISHED, MISSING = STATES = ("done", "running", "faile
 
 _MARKS = ("config.yaml", "run.json", "results.jsonl", "batches")
 _STATUS = re.compile(r"status(-\d+-of-\d+)?\.json")  # of a point, or of one shard of it
-_FIELDS = {
-    str: ("image", "digest", "task", "commit", "finished", "folder", "error", "fault"),
-    int: ("index", "seed", "operator_seed", "batch", "batch_size"),
-    dict: ("versions", "protocols", "baseline"),
-}
+_FIELDS = [
+    *((name, str) for name in ("image", "digest", "task", "commit", "finished", "folder", "error", "fault")),
+    *((name, int) for name in ("index", "seed", "operator_seed", "batch", "batch_size")),
+    *((name, dict) for name in ("versions", "protocols", "baseline")),
+]
+_NUMBERS = (int, float)
 _INSIDES = ("images", "batches", "logs", "wandb")  # of points; they hold no points
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former, ten times as fast, comes with PyYAML's wheels
 
@@ -57,6 +59,7 @@ class Point:
         sweep: the directory that was asked for, as it was given.
         name: of the point's folder below it.
         config: the resolved configuration, empty if it is lost.
+        whole: whether that is all of it.
         identity: SHA-256 (hex) of what makes its results these results, if that is known.
         shard: ``i/n`` if the folder holds a part of the images.
         state: one of `STATES`.
@@ -68,6 +71,7 @@ class Point:
     name: str
     folder: Path
     config: dict[str, Any] = field(default_factory=dict)
+    whole: bool = False
     identity: str | None = None
     shard: str | None = None
     state: str = MISSING
@@ -154,7 +158,7 @@ def read_point(folder: Path, name: str, sweep: str, problems: list[Problem]) -> 
     if config and not (record or statuses or reader.found) and not {"task", "method"} <= config.keys():
         return None  # another program's config.yaml
     known = {key: parts[key] for key in ("task", "method", "baseline", "seed") if key in parts}
-    point.config = config or known
+    point.config, point.whole = config or known, bool(config)
     point.identity = record.get("identity")
     data = point.config.get("data")
     shard = (data.get("shard") if isinstance(data, dict) else None) or record.get("shard")
@@ -198,7 +202,7 @@ def _read(path: Path, problems: list[Problem]) -> Row:
     """A JSON or YAML mapping; empty if there is none."""
     try:
         text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if path.suffix == ".json" else yaml.load(text, _LOADER)
+        value = json.loads(text) if path.suffix == ".json" else _parse_yaml(text)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
@@ -211,6 +215,27 @@ def _read(path: Path, problems: list[Problem]) -> Row:
         problems.append(Problem(f"{path}: is damaged; read without it", lost=True))
         return {}
     return value
+
+
+def _parse_yaml(text: str) -> Any:
+    """Section by section, since most sections of a sweep's configurations are the same, and parsing takes a millisecond
+    for each. What is parsed is shared: not to be changed.
+
+    Raises:
+        yaml.YAMLError: if it is none.
+    """
+    found: Row = {}
+    try:
+        for section in re.split(r"^(?=[^\s#-])", text, flags=re.MULTILINE):
+            found |= _parse_section(section) or {}
+    except (yaml.YAMLError, TypeError, ValueError):  # sections that refer to each other, or a damaged file
+        return yaml.load(text, _LOADER)
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_section(text: str) -> Any:
+    return yaml.load(text, _LOADER)
 
 
 class _Rows:
@@ -252,7 +277,7 @@ class _Rows:
                 row = json.loads(line)
                 check_row(row)
                 rows.append(row)
-            except (ValueError, KeyError):
+            except ValueError:
                 damaged.append(number)
         if damaged:
             many = f"lines {', '.join(map(str, damaged[:5]))}{' …' if len(damaged) > 5 else ''} are"
@@ -265,21 +290,25 @@ def check_row(row: Any) -> None:
     """Raises ValueError unless ``row`` is a line of results.jsonl."""
     if not isinstance(row, dict) or row.get("index") is None:
         raise ValueError("not a row")
-    for kind, names in _FIELDS.items():
-        if not all(isinstance(row.get(name), kind | None) for name in names):
-            raise ValueError("not what it should be")
-    for outcome in () if "error" in row else filter(None, (row, row.get("baseline"))):
-        metrics, stages = outcome.get("metrics"), outcome.get("stages") or []
-        if not isinstance(metrics, dict) or not isinstance(stages, list) or not isinstance(outcome["method"], str):
-            raise ValueError("no outcome")
-        values = [*metrics.values(), *(outcome.get(name) for name in ("data_fit", "evaluations", "seconds"))]
-        values += [stage.get("psnr") if isinstance(stage, dict) else "" for stage in stages]
-        if not all(value is None or _is_number(value) for value in values):
+    for name, kind in _FIELDS:
+        value = row.get(name)
+        if value is not None and type(value) is not kind:
+            raise ValueError(f"{name} is not what it should be")
+    if "error" not in row:
+        _check_outcome(row)
+        if row.get("baseline"):
+            _check_outcome(row["baseline"])
+
+
+def _check_outcome(outcome: Row) -> None:
+    metrics, stages = outcome.get("metrics"), outcome.get("stages") or []
+    if type(metrics) is not dict or type(stages) is not list or type(outcome.get("method")) is not str:
+        raise ValueError("no outcome")
+    values = [*metrics.values(), outcome.get("data_fit"), outcome.get("evaluations"), outcome.get("seconds")]
+    values += [stage.get("psnr") if type(stage) is dict else "" for stage in stages]
+    for value in values:
+        if value is not None and type(value) not in _NUMBERS:
             raise ValueError("not a number")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _add_scores(folder: Path, rows: list[Row], problems: list[Problem]) -> None:

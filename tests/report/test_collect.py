@@ -14,12 +14,14 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 from omegaconf import OmegaConf
 from polars.testing import assert_frame_equal
 
 from ilo_lightning.report import command
 from ilo_lightning.report.collect import collect, table
 from ilo_lightning.report.summary import summarise
+from ilo_lightning.report.sweep import _parse_yaml
 from tests.synthetic_sweep import Sweep
 
 
@@ -225,7 +227,7 @@ def test_two_code_versions_are_told_apart(tmp_path: Path, capsys: pytest.Capture
     Sweep(fractions=[0.1], radii=[0.1], version="0.2.0", commit="f" * 40 + "-dirty").write(tmp_path / "sweep" / "new")
     assert command.collect([str(tmp_path / "sweep"), "--output", str(tmp_path / "t.csv")]) == 0
     note = capsys.readouterr().err
-    assert "2 code versions: 0.1.0@0123456789 (6 rows, 1 points), 0.2.0@ffffffffff-dirty (6 rows, 1 points)" in note
+    assert "2 code versions: 0.1.0@0123456789 (6 rows, 1 point), 0.2.0@ffffffffff-dirty (6 rows, 1 point)" in note
     assert pl.read_csv(tmp_path / "t.csv")["code"].n_unique() == 2
     summary = summarise(collect([tmp_path / "sweep"]))
     assert "code" in summary.solver_keys and len(summary.groups) == 4
@@ -299,6 +301,28 @@ def test_a_seed_may_be_any_whole_number(made_up: Path):
     assert frame["psnr"].null_count() == 0 and str(10**30) in frame["task.seed"].to_list()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 1\nb:\n- 1\n- 2\nc:\n  d: {e: 1}\n# a remark\nf: 'x\n\n  y'\n",
+        "a: &x {b: 1}\nc: *x\n",
+        "# only a remark\n",
+        "",
+        "a: |\n  text\n\n  more\nb: >-\n  folded\n  text\n",
+        "---\na: 1\n",
+        "? a\n: 1\n",
+        "'quoted key': 1\n\"other\": 2\n",
+        "a: 1\na: 2\n",
+        "- 1\n- 2\n",
+        "just text",
+        "a:\n  b: [1,\n    2]\nc: null\n",
+    ],
+)
+def test_a_configuration_is_what_yaml_says(text: str):
+    expected = yaml.safe_load(text)
+    assert _parse_yaml(text) == (expected if expected is not None else {})
+
+
 def test_half_deleted_points(made_up: Path):
     whole = table(collect([made_up]))
     (made_up / "0" / "config.yaml").unlink()
@@ -314,6 +338,10 @@ def test_half_deleted_points(made_up: Path):
     assert_frame_equal(
         key_values(frame.filter(lost), *without_settings), key_values(whole.filter(lost), *without_settings)
     )
+    # What run.json doesn't tell is taken to be as it is for all others.
+    assert "data.path" not in frame.columns
+    shutil.rmtree(made_up / "2")
+    assert summarise(collect([made_up])).keys == ("task", "task.fraction", "method", "method.radius")
     found = [problem.message.removeprefix(f"{made_up}/") for problem in collection.problems]
     assert [message[0] for message in found if "config.yaml is gone" in message] == ["0"]
     assert [message[0] for message in found if message.endswith("can't be told")] == ["1", "2"]
