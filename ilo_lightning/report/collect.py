@@ -38,6 +38,13 @@ class Collection:
     metrics: list[str]
     problems: list[Problem]
 
+    @property
+    def known_settings(self) -> list[Settings]:
+        """Of all points and roles, but for points that have lost some of theirs: what is lost tells nothing apart."""
+        whole = any(point.whole for point in self.points)
+        pairs = zip(self.points, self.settings, strict=True)
+        return [values for point, by_role in pairs if point.whole or not whole for values in by_role.values()]
+
 
 def collect(directories: Sequence[str | Path]) -> Collection:
     """Read all results below the directories.
@@ -68,20 +75,7 @@ def collect(directories: Sequence[str | Path]) -> Collection:
     _check_protocols(rows, problems)
     _check_finite(rows, list(metrics), problems)
     by_role = [{role: settings(point.config, role) for role in _roles(point) if point.config} for point in points]
-    _fill(points, by_role)
     return Collection(rows, points, by_role, list(metrics), problems)
-
-
-def _fill(points: Sequence[Point], by_role: Sequence[dict[str, Settings]]) -> None:
-    """Where a point's configuration is lost in part, what all others have in common is taken to be its own."""
-    whole = [values for point, roles in zip(points, by_role, strict=True) if point.whole for values in roles.values()]
-    if not whole or len(whole) == sum(map(len, by_role)):
-        return
-    common = {key: value for key, value in whole[0].items() if all(other.get(key) == value for other in whole)}
-    for point, roles in zip(points, by_role, strict=True):
-        if not point.whole:
-            for role, values in roles.items():
-                roles[role] = {k: v for k, v in common.items() if k.partition(".")[0] not in point.config} | values
 
 
 def _roles(point: Point) -> list[str]:
@@ -297,7 +291,7 @@ def table(collection: Collection, all_settings: bool = False) -> pl.DataFrame:
 
 
 def _columns(collection: Collection, all_settings: bool) -> list[str]:
-    every = [values for by_role in collection.settings for values in by_role.values()]
+    every = collection.known_settings
     known = dict.fromkeys(key for values in every for key in values)
     names = list(known) if all_settings else [*(name for name in MAIN if name in known), *varying(every)]
     columns = {*collection.rows.columns}

@@ -45,7 +45,7 @@ def collect(arguments: Sequence[str]) -> int:
     except (SweepError, ValueError) as error:
         return _refuse(str(error))
     except OSError as error:
-        return _refuse(f"{output}: can't be written ({error.strerror}); choose another --output")
+        return _refuse(f"{output}: can't be written ({error.strerror or error}); choose another --output")
     _tell(collection)
     print(f"table: {output} ({len(frame)} rows, {len(frame.columns)} columns)")
     return _exit_code(collection.problems)
@@ -79,7 +79,7 @@ def report(arguments: Sequence[str]) -> int:
     except SweepError as error:
         return _refuse(str(error))
     except OSError as error:
-        return _refuse(f"{folder}: can't be written ({error.strerror}); choose another --output")
+        return _refuse(f"{folder}: can't be written ({error.strerror or error}); choose another --output")
     _tell(collection)
     print(f"report: {folder / 'index.html'}")
     return _exit_code(collection.problems)

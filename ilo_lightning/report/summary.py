@@ -85,17 +85,9 @@ class Summary:
 
 def swept(collection: Collection) -> list[str]:
     """The settings that tell the points apart, seed included."""
-    pairs = [(names, values) for names, values in _named(collection)]
-    given = list(zip(*(names for names, _ in pairs), strict=True))
-    return telling([values for _, values in pairs], given)
-
-
-def _named(collection: Collection) -> list[tuple[tuple[Any, Any], Settings]]:
-    return [
-        ((values.get("task.name"), values.get("method.name")), values)
-        for by_role in collection.settings
-        for values in by_role.values()
-    ]
+    known = collection.known_settings
+    names = [[values.get(key) for values in known] for key in ("task.name", "method.name")]
+    return telling(known, names)
 
 
 def mixed(collection: Collection) -> list[str]:

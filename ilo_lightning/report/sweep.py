@@ -120,7 +120,7 @@ def _find(directory: Path, problems: list[Problem]) -> Iterator[Path]:
         with os.scandir(directory) as entries:
             found = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
     except OSError as error:
-        problems.append(Problem(f"{directory}: can't be listed ({error.strerror}); left out", lost=True))
+        problems.append(Problem(f"{directory}: can't be listed ({error.strerror or error}); left out", lost=True))
         return
     if any(name in _MARKS or _STATUS.fullmatch(name) for name in found):
         yield directory
@@ -206,7 +206,7 @@ def _read(path: Path, problems: list[Problem]) -> Row:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        problems.append(Problem(f"{path}: can't be read ({error.strerror})", lost=True))
+        problems.append(Problem(f"{path}: can't be read ({error.strerror or error})", lost=True))
         return {}
     except (ValueError, yaml.YAMLError):
         problems.append(Problem(f"{path}: is damaged; read without it", lost=True))
@@ -267,7 +267,7 @@ class _Rows:
         try:
             lines = path.read_bytes().split(b"\n")
         except OSError as error:
-            self.problems.append(Problem(f"{path}: can't be read ({error.strerror})", lost=True))
+            self.problems.append(Problem(f"{path}: can't be read ({error.strerror or error})", lost=True))
             return [], True
         rows, damaged = [], []
         for number, line in enumerate(lines, 1):

@@ -182,8 +182,9 @@ def _latex_table(table: Table) -> list[str]:
             body.append(" & ".join(cells) + r" \\")
     if long:
         return [
+            r"{\footnotesize\setlength{\tabcolsep}{4pt}\setlength{\LTcapwidth}{\linewidth}",
             f"\\begin{{longtable}}{{{columns}}}", f"{caption} \\\\", r"\toprule", head, r"\midrule", r"\endfirsthead",
-            r"\toprule", head, r"\midrule", r"\endhead", r"\bottomrule", r"\endfoot", *body, r"\end{longtable}", "",
+            r"\toprule", head, r"\midrule", r"\endhead", r"\bottomrule", r"\endfoot", *body, r"\end{longtable}}", "",
         ]  # fmt: skip
     return [
         r"\begin{table}", r"\centering", caption, r"\medskip\footnotesize\setlength{\tabcolsep}{4pt}",

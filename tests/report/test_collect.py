@@ -338,7 +338,7 @@ def test_half_deleted_points(made_up: Path):
     assert_frame_equal(
         key_values(frame.filter(lost), *without_settings), key_values(whole.filter(lost), *without_settings)
     )
-    # What run.json doesn't tell is taken to be as it is for all others.
+    # What run.json doesn't tell makes no difference.
     assert "data.path" not in frame.columns
     shutil.rmtree(made_up / "2")
     assert summarise(collect([made_up])).keys == ("task", "task.fraction", "method", "method.radius")

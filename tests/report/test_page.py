@@ -102,7 +102,7 @@ def sort(page: Chrome, label: str) -> None:
 
 
 def wait(condition: Callable[[], Any]) -> Any:
-    """Until it is true; pytest-timeout or the reader ends a wait that doesn't."""
+    """Until it is true."""
     while not (value := condition()):
         time.sleep(0.02)
     return value
