@@ -91,22 +91,19 @@ def read_sweeps(directories: Sequence[str | Path], problems: list[Problem]) -> I
         if not directory.is_dir():
             there = "not a directory" if directory.exists() else "no such directory"
             raise SweepError(f"{given}: {there}; give the folder of a run or of a sweep (hydra.sweep.dir)")
-        begun: set[str] = set()
-        for folder in _find(directory, problems):
+        planned: set[Path] = set()
+        for folder in _find(directory, problems, planned):
             resolved = folder.resolve()
-            relative = folder.relative_to(directory)
-            name = relative.as_posix() if relative.parts else resolved.name
-            begun.add(name)
             if resolved in seen:
                 count += 1
-            elif point := read_point(folder, name, str(given), problems):
+            elif point := read_point(folder, _name(folder, directory), str(given), problems):
                 seen.add(resolved)
                 count += 1
                 yield point
-        for name in _planned(directory):
-            if name not in begun:
+        for folder in sorted(planned, key=lambda path: natural(str(path))):
+            if folder.resolve() not in seen:
                 count += 1
-                yield Point(str(given), name, directory / name)
+                yield Point(str(given), _name(folder, directory), folder)
         if not count:
             raise SweepError(
                 f"{given}: holds no results, for no folder in it has a config.yaml, results.jsonl or batches of a run; "
@@ -114,8 +111,16 @@ def read_sweeps(directories: Sequence[str | Path], problems: list[Problem]) -> I
             )
 
 
-def _find(directory: Path, problems: list[Problem]) -> Iterator[Path]:
-    """Folders that look like points. A link to a folder isn't followed: its points would count twice."""
+def _name(folder: Path, directory: Path) -> str:
+    relative = folder.relative_to(directory)
+    return relative.as_posix() if relative.parts else directory.resolve().name
+
+
+def _find(directory: Path, problems: list[Problem], planned: set[Path]) -> Iterator[Path]:
+    """Folders that look like points; to ``planned`` go those that a sweep means to have, begun or not.
+
+    A link to a folder isn't followed: its points would count twice.
+    """
     try:
         with os.scandir(directory) as entries:
             found = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
@@ -125,19 +130,18 @@ def _find(directory: Path, problems: list[Problem]) -> Iterator[Path]:
     if any(name in _MARKS or _STATUS.fullmatch(name) for name in found):
         yield directory
     for name in sorted(found, key=natural):
-        if found[name] and not name.startswith(".") and name not in _INSIDES:
-            yield from _find(directory / name, problems)
+        if name.startswith("plan-") and name.endswith(".json"):
+            planned.update(directory / folder for folder in _planned(directory / name))
+        elif found[name] and not name.startswith(".") and name not in _INSIDES:
+            yield from _find(directory / name, problems, planned)
 
 
-def _planned(directory: Path) -> list[str]:
-    """Folders of points that a sweep means to have, begun or not."""
-    names: dict[str, None] = {}
-    for path in sorted(directory.glob("plan-*.json")):
-        try:
-            names.update((str(point["folder"]), None) for point in json.loads(path.read_text())["points"])
-        except (OSError, ValueError, TypeError, KeyError):  # `ilo status` says so
-            continue
-    return sorted(names, key=natural)
+def _planned(plan: Path) -> list[str]:
+    try:
+        names = [str(point["folder"]) for point in json.loads(plan.read_text())["points"]]
+        return [name for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts]
+    except (OSError, ValueError, TypeError, KeyError):  # `ilo status` says so
+        return []
 
 
 def natural(text: str) -> list[tuple[int, int | str]]:

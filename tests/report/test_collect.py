@@ -366,8 +366,9 @@ def test_what_a_point_says_of_itself(made_up: Path):
     (made_up / "6" / "status.json").write_text("{")
     (made_up / "7" / "status-of-mine.json").write_text("[]")
     (made_up / "plan-12345678.json").write_text(
-        json.dumps({"points": [{"folder": "8", "overrides": []}, {"folder": "0", "overrides": []}]})
+        json.dumps({"points": [{"folder": name, "overrides": []} for name in ("8", "0", "../x", "/nowhere")]})
     )
+    (made_up / "plan-damaged.json").write_text('{"points": [1]}')
     collection = collect([made_up])
     states = [point.state for point in collection.points]
     assert states == ["done", "done", "running", "failed", "missing", "failed", "done", "done", "missing"]
@@ -376,6 +377,8 @@ def test_what_a_point_says_of_itself(made_up: Path):
     assert any("4: status.json says done, but 0 of 3 images have results" in message for message in found)
     assert any("6/status.json: is damaged" in message for message in found)
     assert len(found) == 2
+    names = [point.name for point in collect([made_up.parent]).points]
+    assert f"{made_up.name}/8" in names and len(names) == 9
 
 
 def test_a_point_whose_images_all_failed_has_failed(made_up: Path):
