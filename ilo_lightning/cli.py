@@ -16,6 +16,8 @@ COMMANDS = {
     "score": ("scoring", "main", "RUN --truth PATH", "score the reconstructions of a run against their true pictures"),
     "build-ops": ("ops.command", "main", "[cpu] [cuda] [--force]", "compile the kernels ahead of their first use"),
     "doctor": ("doctor", "main", "", "what this machine has, what would be used, what is missing where"),
+    "collect": ("report.command", "collect", "SWEEP_DIR...", "all results of sweeps, finished or not, in one table"),
+    "report": ("report.command", "report", "SWEEP_DIR...", "tables, plots and an HTML page about sweeps"),
     "check-operator": ("checks.operators", "main", "_target_=… [k=v …]", "check the laws of an operator of your own"),
     "check-generator": ("checks.generators", "main", "_target_=… [k=v …]", "check the laws of a generator of your own"),
 }

@@ -38,8 +38,8 @@ def _missing_slurm() -> str | None:
 
 
 def _missing_browser() -> str | None:
-    found = any(shutil.which(program) for program in ("chromium", "chromium-browser", "google-chrome"))
-    return None if found else "no Chromium on the PATH"
+    absent = [program for program in ("chromium", "chromedriver") if shutil.which(program) is None]
+    return f"no Chromium: no {', '.join(absent)} on the PATH (Debian: chromium, chromium-driver)" if absent else None
 
 
 REQUIREMENTS = {"gpu": _missing_gpu, "slurm": _missing_slurm, "browser": _missing_browser}

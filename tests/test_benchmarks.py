@@ -76,3 +76,12 @@ def test_l1_projection(cpu_kernels, repository: Path, tmp_path: Path):
         expected = values[case, "l1_seconds_sort"] / values[case, "l1_seconds"]
         assert values[case, "l1_speedup_vs_sort"] == pytest.approx(expected)
         assert values[case, "l1_kernel"] == 1
+
+
+@pytest.mark.slow
+def test_collect(repository: Path, tmp_path: Path):
+    arguments = ["--rows", "20", "40", "--images=5", "--runs=1"]
+    record = run("collect.py", *arguments, repository=repository, json_path=tmp_path / "c.json")
+    values = {(row["case"], row["metric"]): row["value"] for row in record["rows"]}
+    assert {case for case, _ in values} == {"20", "40"}
+    assert all(values[case, name] > 0 for case in ("20", "40") for name in ("seconds", "peak_memory_bytes"))

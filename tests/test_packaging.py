@@ -90,7 +90,12 @@ def test_the_wheel_holds_the_package_and_its_data(wheel: Path, repository: Path)
         return {path.relative_to(repository).as_posix() for path in paths}
 
     expected = on_disk(
-        "ilo_lightning", "**/*.py", "py.typed", "data/*.[np][pn][gz]", "generators/weights/*.safetensors"
+        "ilo_lightning",
+        "**/*.py",
+        "py.typed",
+        "data/*.[np][pn][gz]",
+        "generators/weights/*.safetensors",
+        "report/page.*",
     )
     sources = on_disk("cuda", "**/*.py", "**/*.cu", "**/*.cuh", "**/*.h", "**/*.cpp")
     expected |= {f"ilo_lightning/{name}" for name in on_disk("conf", "**/*.py", "**/*.yaml") | sources}

@@ -1,0 +1,83 @@
+"""The pictures that a page shows, each once, under names that say their content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .collect import Collection
+from .units import Unit
+
+FOLDER = "pictures"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The pictures of one image of a unit, as paths below the report's folder; None for what isn't there.
+
+    Args:
+        image: its name in the results.
+        solved: by method.
+    """
+
+    unit: int
+    image: str
+    measurement: str | None
+    truth: str | None
+    solved: dict[str, str]
+
+
+def gather(collection: Collection, units: Sequence[Unit], limit: int | None, folder: Path) -> list[Comparison]:
+    """Copy the pictures of the first ``limit`` images of each unit into ``folder``.
+
+    The truth is the same file for all units, and a measurement or a reconstruction that is pixel by pixel that of
+    another unit's is its file: that is how the page knows what can be compared.
+
+    Raises:
+        OSError: if the folder can't be written.
+    """
+    import polars as pl
+
+    unit_of = {number: index for index, unit in enumerate(units) for number in unit.numbers}
+    rows = collection.rows.filter(pl.col("folder").is_not_null() & pl.col("image").is_not_null())
+    rows = rows.with_columns(pl.col("number").replace_strict(unit_of, return_dtype=pl.Int64).alias("unit"))
+    images = rows.group_by("unit", "image", maintain_order=True).agg(
+        pl.col("number").first(), pl.col("folder").first(), pl.col("method"), pl.col("role"), pl.col("index").first()
+    )
+    images = images.sort("unit", "index", "image", maintain_order=True)
+    if limit is not None:
+        images = images.filter(pl.int_range(pl.len()).over("unit") < limit)
+    store = _Store(folder)
+    found = []
+    for row in images.iter_rows(named=True):
+        source = collection.points[row["number"]].folder / row["folder"]
+        solved = {}
+        for method, role in zip(row["method"], row["role"], strict=True):
+            suffix = "" if role == "method" else f"-{method}"
+            if path := store.add(source / f"reconstruction{suffix}.png"):
+                solved[method] = path
+        measurement, truth = (store.add(source / f"{name}.png") for name in ("measurement", "truth"))
+        if measurement or truth or solved:
+            found.append(Comparison(row["unit"], row["image"], measurement, truth, solved))
+    return found
+
+
+class _Store:
+    """Files under the hash of their content."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def add(self, path: Path) -> str | None:
+        try:
+            content = path.read_bytes()
+        except OSError:  # deleted, or never made
+            return None
+        name = f"{hashlib.sha256(content).hexdigest()[:20]}{path.suffix}"
+        target = self.folder / FOLDER / name
+        if not target.exists() or target.stat().st_size != len(content):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        return f"{FOLDER}/{name}"

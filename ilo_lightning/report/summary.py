@@ -1,0 +1,203 @@
+"""Means over images, for every problem and every way to solve it.
+
+A *problem* is a task with its settings; a *solver* a method with its own. Where an image was solved several times with
+the same settings (with other seeds, or because a baseline was run beside every point), it counts once, with its mean:
+the intervals are over images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .collect import Collection
+from .settings import Settings, telling
+
+HIGHER_IS_BETTER = ("psnr", "ssim")  # every other metric is an error
+COSTS = ("evaluations", "seconds")
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over images, and 1.96 standard errors of it (None for one image)."""
+
+    value: float
+    half: float | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """All results of one solver on one problem.
+
+    Args:
+        problem: values of `Summary.problem_keys`.
+        solver: values of `Summary.solver_keys`.
+        means: of each metric and of `COSTS`, where there is one; seconds are per image.
+        images: how many have results.
+        failed: how many images have none.
+        seeds: how often each image was solved with another seed.
+        same_images: False if the problem has a group with more images, or with others: not to be compared with it.
+    """
+
+    problem: tuple[Any, ...]
+    solver: tuple[Any, ...]
+    means: dict[str, Mean]
+    images: int
+    failed: int
+    seeds: int
+    same_images: bool = True
+
+    def settings(self, summary: Summary) -> Settings:
+        """By key, of the problem and the solver."""
+        return dict(zip(summary.keys, (*self.problem, *self.solver), strict=True))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Groups in the order of their settings; keys are settings, or ``task``, ``method``, ``code`` and ``protocol``."""
+
+    problem_keys: tuple[str, ...]
+    solver_keys: tuple[str, ...]
+    metrics: tuple[str, ...]
+    groups: list[Group]
+    protocols: dict[str, list[str]]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (*self.problem_keys, *self.solver_keys)
+
+    def best(self, metric: str) -> list[Group]:
+        """The groups with the best mean of their problem, where there is more than one to choose from."""
+        rivals: dict[tuple[Any, ...], list[Group]] = {}
+        for group in self.groups:
+            if metric in group.means and group.same_images:
+                rivals.setdefault(group.problem, []).append(group)
+        choose = max if metric in HIGHER_IS_BETTER else min
+        found = []
+        for groups in rivals.values():
+            value = choose(group.means[metric].value for group in groups)
+            if len(groups) > 1:
+                found += [group for group in groups if group.means[metric].value == value]
+        return found
+
+
+def swept(collection: Collection) -> list[str]:
+    """The settings that tell the points apart, seed included."""
+    known = collection.known_settings
+    names = [[values.get(key) for values in known] for key in ("task.name", "method.name")]
+    return telling(known, names)
+
+
+def mixed(collection: Collection) -> list[str]:
+    """Of the columns that no mean may be taken over, those that differ."""
+    return [name for name in ("code", "protocol") if collection.rows[name].drop_nulls().n_unique() > 1]
+
+
+def summarise(collection: Collection) -> Summary:
+    """Group all rows that have results."""
+    import polars as pl
+
+    keys = [key for key in swept(collection) if key != "seed"]
+    of_problem = [key for key in keys if key.startswith(("task.", "data."))]
+    problem_keys = ("task", *of_problem)
+    solver_keys = ("method", *(key for key in keys if key not in of_problem), *mixed(collection))
+    records = [
+        {"number": number, "role": role, **{key: _text(values.get(key)) for key in keys}}
+        for number, by_role in enumerate(collection.settings)
+        for role, values in by_role.items()
+    ]
+    kinds = {"number": pl.Int64(), "role": pl.String(), **dict.fromkeys(keys, pl.String())}
+    rows = collection.rows.join(pl.DataFrame(records, schema=kinds), on=["number", "role"], how="left")
+    rows = rows.filter(pl.col("index").is_not_null()).with_columns(
+        pl.coalesce("digest", "image", pl.format("#{}", "index")).alias("image"),
+        (pl.col("seconds") / pl.col("batch_size")).alias("seconds"),
+    )
+    rows = rows.sort("image", "seed", "number")  # sums don't depend on the folders that the rows come from
+    values = [*collection.metrics, *COSTS]
+    by = [*problem_keys, *solver_keys]
+    per_image = rows.group_by([*by, "image"], maintain_order=True).agg(
+        *(pl.col(name).mean() for name in values),
+        pl.col("error").is_null().any().alias("solved"),
+        pl.col("seed").n_unique().alias("seeds"),
+    )
+    grouped = per_image.group_by(by, maintain_order=True).agg(
+        *(pl.col(name).mean().alias(f"mean {name}") for name in values),
+        *((1.96 * pl.col(name).std() / pl.col(name).count().sqrt()).alias(f"half {name}") for name in values),
+        pl.col("solved").sum().alias("images"),
+        (~pl.col("solved")).sum().alias("failed"),
+        pl.col("seeds").max(),
+        pl.col("image").filter("solved").sort().alias("names"),
+    )
+    decode = _decoder(collection, keys)
+    groups, names = [], []
+    for record in grouped.iter_rows(named=True):
+        groups.append(
+            Group(
+                tuple(decode(key, record[key]) for key in problem_keys),
+                tuple(decode(key, record[key]) for key in solver_keys),
+                {
+                    name: Mean(record[f"mean {name}"], record[f"half {name}"])
+                    for name in values
+                    if record[f"mean {name}"] is not None
+                },
+                record["images"],
+                record["failed"],
+                record["seeds"],
+            )
+        )
+        names.append(tuple(record["names"]))
+    return Summary(
+        problem_keys,
+        solver_keys,
+        tuple(collection.metrics),
+        sorted(_judged(groups, names), key=lambda group: _order((*group.problem, *group.solver))),
+        _protocols(collection),
+    )
+
+
+def _text(value: Any) -> str | None:
+    """Settings of any type as one, to group by: 0 and 0.0 are the same."""
+    if value is None or isinstance(value, bool | str):
+        return None if value is None else repr(value)
+    return repr(float(value))
+
+
+def _decoder(collection: Collection, keys: Sequence[str]) -> Callable[[str, str | None], Any]:
+    known = {
+        (key, _text(values.get(key))): values.get(key)
+        for by_role in collection.settings
+        for values in by_role.values()
+        for key in keys
+    }
+    return lambda key, text: known.get((key, text), text)
+
+
+def _judged(groups: list[Group], names: list[tuple[str, ...]]) -> list[Group]:
+    """Mark the groups of a problem that have other images than its largest."""
+    largest: dict[tuple[Any, ...], tuple[str, ...]] = {}
+    for group, images in zip(groups, names, strict=True):
+        if len(images) > len(largest.get(group.problem, ())):
+            largest[group.problem] = images
+    return [
+        group if images == largest.get(group.problem, ()) else Group(**{**vars(group), "same_images": False})
+        for group, images in zip(groups, names, strict=True)
+    ]
+
+
+def _order(values: Sequence[Any]) -> list[tuple[int, Any]]:
+    """Numbers by size, before texts; what isn't set comes first."""
+    return [
+        (0, 0) if value is None else (1, value) if isinstance(value, int | float) else (2, str(value))
+        for value in values
+    ]
+
+
+def _protocols(collection: Collection) -> dict[str, list[str]]:
+    """Per metric, the protocols by which it was computed."""
+    found: dict[str, dict[str, None]] = {}
+    for text in collection.rows["protocol"].drop_nulls().unique(maintain_order=True).to_list():
+        for name, protocol in json.loads(text).items():
+            found.setdefault(name, {})[protocol] = None
+    return {name: list(protocols) for name, protocols in found.items()}

@@ -1,0 +1,55 @@
+"""Points as a reader sees them: the shards of one, and its repetitions in other folders, are one unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .sweep import DONE, FAILED, MISSING, RUNNING, UNFINISHED, Point
+
+_BEST_FIRST = (DONE, RUNNING, UNFINISHED, FAILED, MISSING)  # of two folders that hold the same
+_WORST_FIRST = (FAILED, UNFINISHED, MISSING, RUNNING, DONE)  # of shards that make up a point
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One configuration, with all its shards.
+
+    Args:
+        numbers: of its points in the collection.
+        state: that of its worst shard.
+    """
+
+    numbers: tuple[int, ...]
+    name: str
+    state: str
+    error: str | None
+
+
+def units(points: Sequence[Point]) -> list[Unit]:
+    """In the order of their first folders."""
+    groups: dict[str, list[int]] = {}
+    for number, point in enumerate(points):
+        groups.setdefault(point.identity or f"number {number}", []).append(number)
+    prefixes = _prefixes(list(dict.fromkeys(point.sweep for point in points)))
+    return [_unit(points, numbers, prefixes) for numbers in groups.values()]
+
+
+def _prefixes(sweeps: Sequence[str]) -> dict[str, str]:
+    """Of the names of points, by sweep: none for a single one, folder names where they tell the sweeps apart."""
+    short = [Path(sweep).resolve().name for sweep in sweeps]
+    names = short if len(set(short)) == len(sweeps) else sweeps
+    return {sweep: f"{name}/" if len(sweeps) > 1 else "" for sweep, name in zip(sweeps, names, strict=True)}
+
+
+def _unit(points: Sequence[Point], numbers: Sequence[int], prefixes: Mapping[str, str]) -> Unit:
+    shards: dict[str | None, Point] = {}
+    for number in numbers:
+        point, other = points[number], shards.get(points[number].shard)
+        if other is None or _BEST_FIRST.index(point.state) < _BEST_FIRST.index(other.state):
+            shards[point.shard] = point
+    worst = min(shards.values(), key=lambda point: _WORST_FIRST.index(point.state))
+    first = points[numbers[0]]
+    name = f"{prefixes[first.sweep]}{first.name}{f' (+{len(numbers) - 1})' if len(numbers) > 1 else ''}"
+    return Unit(tuple(numbers), name, worst.state, worst.error)
