@@ -49,7 +49,7 @@ $(installed): pyproject.toml setup.py
 	@$(ensure_environment)
 	@echo "Installing ilo-lightning into $(VENV): a few minutes, most of it PyTorch."
 	$(python) -m pip install --disable-pip-version-check -e '.[test]'
-	-@$(python) -m ilo_lightning.cli build-ops cpu || echo "That costs speed only: plain PyTorch does the same."
+	@$(python) -m ilo_lightning.cli build-ops cpu || echo "That costs speed only: plain PyTorch does the same."
 	@touch $@
 
 # What generator=dcgan is tested with: not for every Python, and its pins would drag torch along. The tests skip without.

@@ -14,7 +14,7 @@ COMMANDS = {
     "measure": ("main", "measure", "[OVERRIDES]", "only measure images, to reconstruct them elsewhere from y alone"),
     "convert": ("converting", "main", "SRC DST.safetensors", "a StyleGAN2 of others (.pt, .pkl) as safetensors"),
     "score": ("scoring", "main", "RUN --truth PATH", "score the reconstructions of a run against their true pictures"),
-    "build-ops": ("ops.command", "main", "[cpu] [cuda] [--force]", "compile the kernels ahead of their first use"),
+    "build-ops": ("build_ops", "main", "[cpu] [cuda] [--force]", "compile the kernels ahead of their first use"),
     "doctor": ("doctor", "main", "", "what this machine has, what would be used, what is missing where"),
     "collect": ("report.command", "collect", "SWEEP_DIR...", "all results of sweeps, finished or not, in one table"),
     "report": ("report.command", "report", "SWEEP_DIR...", "tables, plots and an HTML page about sweeps"),

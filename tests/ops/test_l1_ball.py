@@ -83,11 +83,12 @@ def test_operator_checks(cpu_kernels):
     )
 
 
-@pytest.mark.parametrize("n", [65_537, 150_001])
-@pytest.mark.parametrize("radius", [1e-3, 10.0, 3000.0])
-@pytest.mark.parametrize("sample", ["like the rest", "empty", "all of it", "far too large"])
-def test_a_misleading_sample_only_costs_time(cpu_kernels, n, radius, sample):
-    """The compiled search begins where it ends in every 16th block of 2048 coordinates, whatever is in them."""
+@pytest.mark.parametrize(
+    ("n", "fraction"), [(65_537, 1e-6), (150_001, 0.1), (800_003, 1e-3), (800_003, 0.1), (800_003, 0.7)]
+)
+@pytest.mark.parametrize("sample", ["like the rest", "empty", "all of it", "far too large", "a little too large"])
+def test_a_misleading_sample_only_costs_time(cpu_kernels, n, fraction, sample):
+    """The compiled search takes a bracket from every 16th block of 2048 coordinates, whatever is in them."""
     x = randn(1, n, dtype=torch.float32)
     sampled = (torch.arange(n) // 2048 % 16 == 0)[None]
     if sample == "empty":
@@ -96,11 +97,39 @@ def test_a_misleading_sample_only_costs_time(cpu_kernels, n, radius, sample):
         x[~sampled] = 0
     elif sample == "far too large":
         x[sampled] *= 1e6
+    elif sample == "a little too large":
+        x[sampled] *= 1.1
+    radius = fraction * norms(x, 1).item()
     with ops.use("cpu"):
         z = project_l1_ball(x, radius)
     expected = oracle_l1(x.numpy(), radius, np.zeros((1, n)))
-    np.testing.assert_allclose(z.numpy(), expected, rtol=1e-5, atol=2e-6 * max(1.0, radius / 1000))
-    assert norms(z, 1).item() == pytest.approx(radius, rel=1e-5)
+    np.testing.assert_allclose(z.numpy(), expected, rtol=1e-5, atol=1e-6 * x.abs().max().item())
+    assert norms(z, 1).item() == pytest.approx(radius, rel=1e-6)
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "one value", "few values", "heavy tails", "sparse", "sorted"])
+def test_many_coordinates_of_every_kind(cpu_kernels, distribution):
+    n, rng = 1_200_000, torch.Generator().manual_seed(0)
+    uniform = torch.rand(1, n, generator=rng, dtype=torch.float64)
+    x = {
+        "uniform": uniform,
+        "one value": torch.ones_like(uniform),
+        "few values": (uniform * 5).floor(),
+        "heavy tails": uniform.pow(-0.9),
+        "sparse": torch.where(uniform < 1e-4, uniform, 0.0),
+        "sorted": randn(1, n).sort().values,
+    }[distribution]
+    center = randn(1, n, seed=1) * 1e-3
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+        x, center = x.to(dtype), center.to(dtype)
+        for fraction in (0.02, 0.5):
+            radius = fraction * np.abs((x - center).numpy()).sum(dtype=np.float64)  # pairwise, unlike torch's
+            with ops.use("cpu"):
+                z = project_l1_ball(x, radius, center)
+            expected = oracle_l1(x.numpy(), radius, center.numpy())  # its cumulative sum is good to 1e-10
+            np.testing.assert_allclose(z.numpy(), expected, rtol=tolerance, atol=tolerance)
+            norm = np.abs(z.double().numpy() - center.double().numpy()).sum()
+            assert norm == pytest.approx(radius, rel=1e-4 if dtype == torch.float32 else 1e-12)
 
 
 def test_threads_change_nothing(cpu_kernels):

@@ -195,32 +195,43 @@ def test_l1_ball(grid, dtype, centred, case):
     torch.testing.assert_close(mean[finite], by_radius[finite], rtol=1e-3, atol=1e-5)
 
 
+def every_kernel(folder: Path, name: str, flags: list[str], sources: list[Path]) -> str:
+    """What native/every_kernel.cpp prints."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ on the PATH")
+    program = folder / name
+    include = f"-I{toolchain.source_folder()}"
+    compiler = ["g++", "-std=c++17", *flags, include, NATIVE / "every_kernel.cpp", *sources, "-o", program]
+    subprocess.run(compiler, check=True)
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def cpu_sources() -> list[Path]:
+    return [path for path in toolchain.sources("cpu") if path.name.endswith("_cpu.cpp")]
+
+
 @pytest.mark.slow
 def test_no_kernel_leaves_its_buffers(tmp_path: Path):
     """All CPU kernels and all GPU programs under the address and undefined-behaviour sanitizers; both find the same."""
-    if shutil.which("g++") is None:
-        pytest.skip("no g++ on the PATH")
-    folder = toolchain.source_folder()
-    results = []
-    for name, sources, define in (
-        ("cpu", [path for path in toolchain.sources("cpu") if path.name.endswith("_cpu.cpp")], ["-DILO_SERIAL"]),
-        ("grid", [NATIVE / "simulated_grid.cpp"], []),
-    ):
-        sanitize = [
-            "-fsanitize=address,undefined",
-            "-fno-sanitize-recover=all",
-            "-g",
-            "-O1",
-            "-std=c++17",
-            "-ffp-contract=off",
-        ]
-        program = tmp_path / name
-        compile = ["g++", *sanitize, *define, f"-I{folder}", NATIVE / "every_kernel.cpp", *sources, "-o", program]
-        subprocess.run(compile, check=True)
-        done = subprocess.run([program], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        results.append([line.rsplit(" ", 1) for line in done.stdout.splitlines()])
+    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1", "-ffp-contract=off"]
+    cpu = every_kernel(tmp_path, "cpu", [*sanitize, "-DILO_SERIAL"], cpu_sources())
+    grid = every_kernel(tmp_path, "grid", sanitize, [NATIVE / "simulated_grid.cpp"])
+    results = [[line.rsplit(" ", 1) for line in output.splitlines()] for output in (cpu, grid)]
     assert [name for name, _ in results[0]] == [name for name, _ in results[1]]
     numbers = [np.array([float(value) for _, value in result]) for result in results]
     assert len(numbers[0]) > 200
     np.testing.assert_allclose(numbers[0], numbers[1], rtol=1e-4, atol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(toolchain.processor_flags() == (), reason="this processor has no AVX2")
+def test_every_processor_computes_the_same(tmp_path: Path):
+    """To the bit, with and without AVX2, and with AVX-512 where it is."""
+    flags = [*toolchain.CXX_FLAGS, "-DILO_SERIAL"]
+    variants = {"plain": [], "avx2": [*toolchain.AVX2_FLAGS]}
+    if "AVX512" in torch.backends.cpu.get_cpu_capability():
+        variants["avx512"] = ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma"]
+    outputs = {name: every_kernel(tmp_path, name, [*flags, *more], cpu_sources()) for name, more in variants.items()}
+    assert len(set(outputs.values())) == 1

@@ -1,5 +1,5 @@
 // Calls every function of cuda/kernels.h on many shapes, with buffers of exactly the size they need, and prints a sum of
-// each result. Linked with either implementation, under a sanitizer.
+// each result. Linked with either implementation, under a sanitizer, or for several processors.
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -24,7 +24,7 @@ template <typename T>
 void print(const char* name, const std::vector<T>& values) {
   double sum = 0;
   for (size_t i = 0; i < values.size(); ++i) sum += values[i] * std::cos(double(i));
-  std::printf("%s %.6e\n", name, sum);
+  std::printf("%s %.17g\n", name, sum);
 }
 
 template <typename T>

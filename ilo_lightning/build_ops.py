@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..main import DONE, REFUSED
-from . import extension, toolchain
+from .main import DONE, REFUSED
+from .ops import extension, toolchain
 
 
 def main(arguments: Sequence[str]) -> int:
