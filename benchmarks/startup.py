@@ -46,8 +46,8 @@ def default_run() -> None:
         setattr(module, name, noting)
 
     def run(job: Any, config: Any) -> None:
-        from ilo_lightning import problem
         from ilo_lightning import job as job_module
+        from ilo_lightning import problem
 
         passed["imports"] = time.time()
         note_before(job_module, "run", "build")
@@ -57,7 +57,8 @@ def default_run() -> None:
             print(json.dumps(passed), flush=True)
             os._exit(0)
 
-        problem.InverseProblem.on_train_batch_end = first_step
+        hooked: Any = problem.InverseProblem
+        hooked.on_train_batch_end = first_step
         original(job, config)
 
     note_before(main, "reuse_memory", "compose")

@@ -58,6 +58,8 @@ AT_LEAST = 0.2
 
 @dataclass(frozen=True)
 class Case:
+    """A network, and how many images it makes at once."""
+
     network: str
     batch: int
 

@@ -1,7 +1,7 @@
 """StyleGAN2 as the usual implementations compute it: the reference that ``step_time.py`` measures against.
 
-Written from the paper (Karras et al., CVPR 2020, arXiv 1912.04958), eq. 1-3 as they stand: every sample gets convolution
-weights of its own, and a batch is one grouped convolution; filters are applied by inserting zeros, padding and
+Written from the paper (Karras et al., CVPR 2020, arXiv 1912.04958), eq. 1-3 as they stand: every sample gets weights of
+its own, and a batch is one grouped convolution; filters are applied by inserting zeros, padding and
 convolving; nothing is in place, the memory layout is PyTorch's default, and the weights are trainable, so that a
 backward pass computes their gradients too.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ilo_lightning.generators.base import LatentPoint
 from ilo_lightning.generators.stylegan2 import StyleGAN2
-from ilo_lightning.generators.stylegan2_layers import EqualizedLinear, StyledConv, ToRGB
+from ilo_lightning.generators.stylegan2_layers import Block, EqualizedLinear, StyledConv, ToRGB
 
 
 class UsualStyleGAN2(nn.Module):
@@ -40,12 +41,14 @@ class UsualStyleGAN2(nn.Module):
         x = network.const.repeat(point.batch_size, 1, 1, 1)
         rgb: Tensor | None = None
         maps = iter(point[f"noise_{i}"] for i in range(network.num_noise_maps))
-        for index, block in enumerate(network.blocks):
+        for index, module in enumerate(network.blocks):
+            block = cast("Block", module)
             first = network.first_style(index)
-            if index:
+            if block.up_conv is not None:
                 x = styled_conv(x, block.up_conv, styles[first], next(maps), self.fir)
                 first += 1
             x = styled_conv(x, block.conv, styles[first], next(maps), None)
+            assert block.to_rgb is not None  # skip synthesis
             image = to_rgb(x, block.to_rgb, styles[first + 1])
             rgb = image if rgb is None else upfirdn2d(rgb, self.fir, up=2, padding=(2, 1)) + image
         assert rgb is not None

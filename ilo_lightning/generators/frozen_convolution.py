@@ -182,6 +182,7 @@ class _StyledConvolution(torch.autograd.Function):
             if for_x or for_style:
                 grad_x, grad_style = _scaling(ctx.scaled.adjoint(inner), x, style, for_x, for_style)
         if grad_style is not None:
+            assert total is not None
             grad_style = grad_style - style * ((total * scale.square()) @ ctx.layer.energy.T)
         return grad_x, grad_style, grad_noise, None, None
 
