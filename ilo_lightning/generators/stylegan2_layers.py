@@ -137,8 +137,7 @@ class StyledConv(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, kernel: Tensor) -> Tensor:
         style = self.affine(w)  # (B, in)
-        frozen = not any(parameter.requires_grad for parameter in self._weights())
-        if frozen and not torch.is_autocast_enabled(x.device.type):
+        if not any(weight.requires_grad for weight in self._weights()) and not _mixed_precision(x.device):
             return styled_convolution(x, style, noise, self._freeze(x), kernel)
         height, width = x.shape[2:]
         energy = self.weight.square().sum(dim=(2, 3))  # (out, in)
@@ -176,6 +175,10 @@ class StyledConv(nn.Module):
     def __getstate__(self) -> dict:
         """Without what is derived, so that copies and pickles are no larger than the weights."""
         return {name: value for name, value in self.__dict__.items() if name != "_frozen"}
+
+
+def _mixed_precision(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def _state(weight: Tensor) -> tuple:
