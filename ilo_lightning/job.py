@@ -24,7 +24,7 @@ from .main import DONE, REFUSED, SOME_FAILED
 from .observations import MODES, Measured, Observations, Simulated
 from .operators.base import ForwardOperator
 from .operators.noise import NoiseModel
-from .ops import ImplementationError, use
+from .ops import ImplementationError, prepare, use
 from .pipeline import run
 from .rehearsal import check_generator_attributes, check_operator_attributes, one_line
 from .report.table import print_scores
@@ -45,6 +45,7 @@ def run_job(config: DictConfig, folder: str | Path) -> int:
     except ImplementationError as error:
         return refuse(error)
     with implementation:
+        prepare()
         return _run_job(config, Path(folder))
 
 

@@ -66,8 +66,6 @@ def check_operator_attributes(operator: object) -> None:
         Measurement(torch.zeros(1, *operator.output_shape), weight)
     except (ValueError, TypeError, AttributeError) as error:
         raise RehearsalError(f"task.operator: {name}.weight: {error}") from error
-    if not bool((weight > 0).any()):
-        raise RehearsalError(f"task.operator: {name}.weight is 0 everywhere; nothing is observed")
 
 
 def _attribute(module: object, field: str, name: str) -> Any:

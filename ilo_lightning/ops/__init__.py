@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .bias_act import bias_act
-from .implementation import ImplementationError, use
+from .implementation import ImplementationError, prepare, use
 from .l1_ball import l1_ball
 from .upfirdn2d import upfirdn2d
 
-__all__ = ["ImplementationError", "bias_act", "l1_ball", "upfirdn2d", "use"]
+__all__ = ["ImplementationError", "bias_act", "l1_ball", "prepare", "upfirdn2d", "use"]

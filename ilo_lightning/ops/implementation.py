@@ -102,6 +102,14 @@ def _decide(device: str, dtype: torch.dtype, large: bool) -> bool:
     return reason is None
 
 
+def prepare() -> None:
+    """Load the kernels that are compiled already, so that ``in_use`` says the same from a run's beginning to its end,
+    and of a run that was interrupted the same as of one that was not."""
+    for device in DTYPES:
+        if device != "cuda" or torch.cuda.is_available():
+            kernels(torch.empty(0, device=device))
+
+
 def in_use() -> str:
     """The compiled kernels that this process may be using, or ``torch``: for records of what made a number."""
     kinds = [] if _forced == "torch" else [kind for kind in extension.loaded() if _forced in ("auto", kind)]

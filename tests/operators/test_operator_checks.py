@@ -62,7 +62,7 @@ def test_every_law_catches_who_breaks_it(name: str, law: str, why: str, capfd):
     [
         (["_target_=tests.broken.NoInit"], "NoInit has no input_shape; set it in __init__"),
         (["_target_=tests.broken.NegativeWeight"], "NegativeWeight.weight: .* finite and >= 0"),
-        (["_target_=tests.broken.NothingObserved"], "weight is 0 everywhere; nothing is observed"),
+        (["_target_=tests.broken.NothingObserved"], "weight of a measurement is 0 everywhere: nothing was observed"),
         (["_target_=tests.broken.WeightOfAnotherShape"], r"a weight of shape \(1, 7, 7\) does not broadcast"),
         (["_target_=tests.broken.Whole", "image_shape=[3,64"], "expected key=value"),
         (["_target_=tests.broken.Whole", "colour=red"], "unexpected keyword argument 'colour'"),

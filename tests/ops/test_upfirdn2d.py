@@ -10,7 +10,7 @@ import scipy.signal
 import torch
 
 from ilo_lightning import ops
-from ilo_lightning.generators.stylegan2 import filter_planes, fir_kernel, upsample_rgb
+from ilo_lightning.generators.stylegan2_layers import filter_planes, fir_kernel, upsample
 from ilo_lightning.ops.upfirdn2d import upfirdn2d
 
 SMOOTH = [1 / 8, 3 / 8, 3 / 8, 1 / 8]
@@ -80,7 +80,7 @@ def test_many_columns_and_long_filters(implementation):
 def test_the_filters_of_stylegan2(implementation):
     x, kernel = randn(2, 3, 9, 9), fir_kernel(gain=4.0).double()
     torch.testing.assert_close(upfirdn2d(x, SMOOTH, padding=1, gain=4.0), filter_planes(x, kernel, padding=1))
-    torch.testing.assert_close(upfirdn2d(x, SMOOTH, up=2, padding=(2, 1), gain=4.0), upsample_rgb(x, kernel))
+    torch.testing.assert_close(upfirdn2d(x, SMOOTH, up=2, padding=(2, 1), gain=4.0), upsample(x, kernel))
 
 
 def test_layouts(implementation):
