@@ -21,6 +21,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not an override, expected key=value ({first_line})"
+    if first_line.startswith("Primary config module 'ilo_lightning.conf'"):
+        return "ilo-lightning is not installed, only on the path; pip install -e . where its pyproject.toml is"
     overrides = _overrides(arguments)
     if isinstance(error, MissingConfigException):
         choices = list(error.options or ())
