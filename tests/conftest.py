@@ -6,6 +6,7 @@ import atexit
 import importlib.metadata
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ os.environ.setdefault("WANDB_MODE", "offline")
 # Latent statistics of test networks have no business in the user's cache.
 os.environ["ILO_CACHE"] = tempfile.mkdtemp(prefix="ilo-test-cache-")
 atexit.register(shutil.rmtree, os.environ["ILO_CACHE"], ignore_errors=True)
+
+# A shell that starts a job in the background lets it ignore Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

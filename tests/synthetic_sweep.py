@@ -120,6 +120,7 @@ class Sweep:
                     "python": "3.11.7",
                     "machine": "x86_64",
                     "threads": "1",
+                    "ops": "cpu",
                 },
                 "commit": self.commit,
                 "batch_size": self.batch_size,

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from benchmarks.usual_stylegan2 import UsualStyleGAN2
+from tests.networks import small_stylegan2
 
 
 def run(script: str, *arguments: str, repository: Path, json_path: Path) -> dict:
@@ -85,3 +89,39 @@ def test_collect(repository: Path, tmp_path: Path):
     values = {(row["case"], row["metric"]): row["value"] for row in record["rows"]}
     assert {case for case, _ in values} == {"20", "40"}
     assert all(values[case, name] > 0 for case in ("20", "40") for name in ("seconds", "peak_memory_bytes"))
+
+
+@pytest.mark.slow
+def test_step_time(repository: Path, tmp_path: Path):
+    small = ["--networks=faces64", "--batches=1", "--rounds=1", "--no-l1"]
+    record = run("step_time.py", *small, repository=repository, json_path=tmp_path / "s.json")
+    values = {(row["case"], row["metric"]): row["value"] for row in record["rows"]}
+    first, layers = "faces64/batch1/layer0", [f"faces64/batch1/layer{layer}" for layer in range(5)]
+    for metric in ("seconds_per_step", "fraction_of_gemm", "peak_memory_bytes"):
+        assert all(values[layer, metric] > 0 for layer in layers)
+    expected = values[first, "seconds_per_step_reference"] / values[first, "seconds_per_step"]
+    assert values[first, "speedup_vs_reference"] == pytest.approx(expected)
+    assert values[first, "image_error"] < 1e-4
+
+
+@pytest.mark.slow
+def test_startup(repository: Path, tmp_path: Path):
+    record = run("startup.py", "--starts=1", repository=repository, json_path=tmp_path / "s.json")
+    values = {row["metric"]: row["value"] for row in record["rows"]}
+    assert values["seconds_to_help"] > 0
+    parts = [value for metric, value in values.items() if metric.startswith("seconds_to_first_step_")]
+    assert len(parts) == 5 and min(parts) >= 0
+    assert sum(parts) == pytest.approx(values["seconds_to_first_step"])
+
+
+def test_the_usual_implementation_agrees():
+    """The yardstick of step_time.py: the same image and the same gradients, to float64 precision."""
+    generator = small_stylegan2(32)
+    usual = UsualStyleGAN2(generator)
+    point = generator.sample([torch.Generator().manual_seed(seed) for seed in (0, 1)], "w_plus")
+    point = point.map(lambda tensor: tensor.requires_grad_())
+    results = []
+    for network in (generator, usual):
+        image = network(point)
+        results.append([image, *torch.autograd.grad(image.pow(3).sum(), list(point.tensors.values()))])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
