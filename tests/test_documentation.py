@@ -36,7 +36,7 @@ WRITTEN = {
 }
 NOT_RUN = {
     r"pip install .*": "changes the environment, and needs the network",
-    r".* generator\.checkpoint=stylegan2-ffhq-config-f\.pt .*": "no such file here; tests with random weights do the same",
+    r".* generator\.checkpoint=stylegan2-ffhq-config-f\.pt.*": "no such file here; tests do it with random weights",
     r"ilo convert network\.pkl .*": "no such file here; tests/test_checkpoint_commands.py does it",
     r"make [a-z-]+": "installs an environment first; `make -n` says whether there is such a target",
     r"python tools/train_\w+\.py .*": "trains for minutes to hours; its options are compared with --help",
