@@ -102,7 +102,8 @@ def instantiate(config: Any, field: str, kind: type[T], **more: Any) -> T:
     """
     target = config.get("_target_") if isinstance(config, DictConfig) else config
     try:
-        made = hydra.utils.instantiate(config, **more)
+        # Plain lists and dictionaries: modules such as torch.nn.Unflatten take no others.
+        made = hydra.utils.instantiate(config, **{"_convert_": "all", **more})
     except (Exception, SystemExit) as error:  # whatever a user's own module raises
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         message = renamed(str(cause), field)

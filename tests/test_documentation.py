@@ -82,7 +82,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     images = rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     for name in ("FOLDER/a.png", "FOLDER/b.png", "photos/a.png", "photo.png", "masked.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(images[name.endswith("b.png")]).save(tmp_path / name)
+        Image.fromarray(images[int(name.endswith("b.png"))]).save(tmp_path / name)
     mask = np.full((64, 64), 255, np.uint8)
     mask[20:40, 20:40] = 0
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -97,7 +97,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     torch.save(torch.nn.Sequential(*mynet.generator().blocks).state_dict(), tmp_path / "mynet.pt")
     mine = OmegaConf.load(tmp_path / "myconf" / "generator" / "mine.yaml")
     mine.checkpoint = None
-    save_file(torch.nn.Sequential(*instantiate(mine).blocks).state_dict(), tmp_path / "mine.safetensors")
+    save_file(torch.nn.Sequential(*instantiate(mine, _convert_="all").blocks).state_dict(), tmp_path / "mine.safetensors")
     yield tmp_path
     sys.modules.pop("mynet", None)
 

@@ -95,7 +95,7 @@ def command(
             node = select(_composed(arguments))
 
         def make(**more: Any) -> Any:
-            return instantiate(node, **{key: value for key, value in more.items() if key not in node})
+            return instantiate(node, _convert_="all", **{key: value for key, value in more.items() if key not in node})
 
         verdicts = examine(make, node)
     except (Exception, SystemExit) as error:  # whatever somebody's own module raises
