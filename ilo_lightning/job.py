@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 def run_job(config: DictConfig, folder: str | Path) -> int:
     """Run one composed configuration with its outputs in ``folder``; never raises for what a user can get wrong."""
+    if not isinstance(config.ops, DictConfig):
+        return refuse(RunError(f"ops={config.ops}: expected a section with impl, see conf/config.yaml"))
     try:
         implementation = use(config.ops.impl)
     except ImplementationError as error:
