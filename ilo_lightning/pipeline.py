@@ -2,10 +2,12 @@
 
 FOLDER/config.yaml                      the resolved configuration
 FOLDER/run.json                         what makes this run this run (see ``identity``)
+FOLDER/status.json                      what became of it (see ``sweeps.status``)
 FOLDER/images/NAME/truth.png, measurement.png, reconstruction.png, figure.png (no truth.png where there is none)
 FOLDER/images/NAME/solution.safetensors (a baseline's files carry its name: solution-csgm.safetensors)
 FOLDER/batches/0000.jsonl               a finished batch; 0000-METHOD.ckpt while it is being worked on;
-                                        0000-error.txt if something broke it off: it is taken up again by the next call
+                                        0000-error.txt if something broke it off, and 0000-fault.jsonl with what there
+                                        is: it is taken up again by the next call
 FOLDER/results.jsonl                    all batches merged, once every batch was worked on
 """
 
@@ -13,10 +15,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from . import identity, metrics
 from .callbacks import ResumeCheckpoint
 from .callbacks.progress import Display
 from .data.images import DataError, save_png, to_uint8
-from .files import exclusive, write_atomically
+from .files import write_atomically
 from .generators.base import LayeredGenerator
 from .interrupt import StopRequest
 from .observations import Observation, Observations, device_of, header, observe
@@ -37,6 +40,9 @@ from .report.figure import Panel, save_figure
 from .schedule import Method
 from .solution import Solution
 from .solve import Reconstruction, SolveError, check_method, check_trainer, initial_point, solve
+from .sweeps.point import Busy, working
+from .sweeps.shard import Shard
+from .sweeps.status import RESULTS
 
 Row = dict[str, Any]
 
@@ -50,11 +56,14 @@ class Setting:
     """Everything a run needs, built and checked.
 
     Args:
-        config: resolved configuration (JSON values); its sections task, generator, method, baseline, data and seed make
-            the run's identity.
+        config: resolved configuration (JSON values); but for the places of files it makes the run's identity.
         method: what is run; ``baseline``, if any, is run first on the same measurements.
         trainer: further arguments of ``pytorch_lightning.Trainer``.
         logger: called with a folder and a name for each fit, gives Lightning loggers.
+        shard: the batches that are worked on; the others may be anywhere else.
+        force: begin anew what was begun without this word; None: go on.
+        inputs, overrides: for the status (see ``sweeps.status``).
+        yaml: the whole configuration, for config.yaml.
     """
 
     config: Mapping[str, Any]
@@ -69,6 +78,11 @@ class Setting:
     trainer: Mapping[str, Any] | None = None
     logger: Callable[[Path, str], Sequence[Logger]] | None = None
     log_every: int = 10
+    shard: Shard = field(default_factory=Shard)
+    force: str | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    yaml: str = ""
 
     def __post_init__(self) -> None:
         for name, value in (("data.batch_size", self.batch_size), ("logger.every", self.log_every)):
@@ -94,7 +108,7 @@ class Setting:
     def _rehearse(self) -> None:
         """One image through generator and operator, so that what they can't do is known before any long work."""
         point = initial_point(self.generator, self.method, [torch.Generator().manual_seed(0)])
-        for field, expected, make in (
+        for part, expected, make in (
             ("generator", self.generator.image_shape, lambda: self.generator(point)),
             ("task.operator", self.operator.output_shape, lambda: self.operator(self.generator(point))),
         ):
@@ -102,9 +116,9 @@ class Setting:
                 with torch.no_grad():
                     shape = tuple(make().shape)
             except Exception as error:  # whatever a user's own module raises
-                raise RunError(f"{field}: fails on its first image ({type(error).__name__}: {error})") from error
+                raise RunError(f"{part}: fails on its first image ({type(error).__name__}: {error})") from error
             if shape != (1, *expected):
-                raise RunError(f"{field}: gives {shape} for one image, but says {(1, *expected)}")
+                raise RunError(f"{part}: gives {shape} for one image, but says {(1, *expected)}")
 
     @property
     def methods(self) -> list[Method]:
@@ -114,6 +128,11 @@ class Setting:
     def batches(self) -> list[range]:
         count = len(self.observations)
         return [range(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
+
+    @property
+    def own_batches(self) -> list[tuple[int, range]]:
+        """Of the shard, with their numbers."""
+        return [(index, members) for index, members in enumerate(self.batches) if self.shard.holds(index)]
 
     @property
     def steps_per_batch(self) -> int:
@@ -129,7 +148,7 @@ def _is_whole(value: object) -> bool:
 
 
 def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | None = None) -> list[Row]:
-    """Work through all images; go on where an earlier call on the same folder stopped.
+    """Work through the images of the shard; go on where an earlier call on the same folder stopped.
 
     Returns:
         A row per image, as in results.jsonl. A row with ``error`` has no result: an unreadable image, say. A row with
@@ -139,66 +158,141 @@ def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | No
         RunError: if the folder holds another run, or another process is working in it.
         Interrupted: if asked to stop.
     """
+    stop, parts = stop or StopRequest(), parts_of(setting)
     try:
-        with exclusive(folder / ".lock"):
-            return _run_batches(setting, folder, display, stop or StopRequest())
-    except BlockingIOError:
-        raise RunError(f"hydra.run.dir={folder}: another process is working in this folder; choose another") from None
+        with working(
+            folder,
+            setting.shard,
+            lambda others: claim(setting, parts, folder, others),
+            stop,
+            setting.inputs,
+            setting.overrides,
+        ) as work:
+            rows = _run_batches(setting, folder, display, stop)
+            problems = [problem for row in rows for problem in _problems(row)]
+            failed = sum(bool(_problems(row)) for row in rows)
+            work.images = {"done": len(rows) - failed, "failed": failed}
+            if failed:
+                work.error = f"{failed} of {len(rows)} images: {problems[0]}"
+            return rows
+    except Busy as busy:
+        raise RunError(
+            f"hydra.run.dir={folder}: another process is working in this folder: {busy}; choose another folder, or wait"
+        ) from None
+
+
+def _problems(row: Row) -> list[str]:
+    """What went wrong with an image."""
+    outcomes = (row, row.get("baseline") or {})
+    return [str(outcome[key]) for outcome in outcomes for key in ("error", "fault") if key in outcome]
 
 
 def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopRequest) -> list[Row]:
-    claim(setting, folder)
     rows: list[Row] = []
-    for index, members in enumerate(setting.batches):
+    unwritten: dict[int, list[Row]] = {}
+    for index, members in setting.own_batches:
         stop.check()
         batch = folder / "batches" / f"{index:04d}"
-        finished = batch.with_suffix(".jsonl")
+        finished, faulty = batch.with_suffix(".jsonl"), Path(f"{batch}-fault.jsonl")
         if finished.exists():
             display.step("finished before", setting.steps_per_batch, None)
-            rows += [json.loads(line) for line in finished.read_text().splitlines()]
+            rows += _read_rows(finished)
             continue
         try:
             found, complete = _run_batch(setting, folder, index, members, display, stop)
+            write_atomically(finished if complete else faulty, _lines(found))
             if complete:
-                write_atomically(finished, "".join(json.dumps(row) + "\n" for row in found))
-                for leftover in (*batch.parent.glob(f"{batch.name}-*.ckpt"), Path(f"{batch}-error.txt")):
+                for leftover in (*batch.parent.glob(f"{batch.name}-*.ckpt"), faulty, Path(f"{batch}-error.txt")):
                     leftover.unlink(missing_ok=True)
         except (
             OSError
         ) as error:  # such as a full disk: what is there stays, and the next call takes up this batch again
             found = [{"index": member, "error": f"can't be written: {error}"} for member in members]
+            unwritten[index] = found
         rows += found
-    write_atomically(folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    for leftover in folder.rglob(".*.part"):  # of processes that were killed while they wrote a file
-        leftover.unlink()
+    _merge(setting, folder, unwritten)
     return rows
 
 
-def claim(setting: Setting, folder: Path) -> None:
-    """Write down which run the folder holds, or check that it is this one."""
-    parts: dict[str, Any] = {name: setting.config.get(name) for name in ("task", "method", "baseline", "seed")}
+def _merge(setting: Setting, folder: Path, unwritten: Mapping[int, list[Row]]) -> None:
+    """Write results.jsonl, if all batches were worked on, here or elsewhere. Whoever comes last can, and if two do,
+    they write the same."""
+    rows: list[Row] = []
+    for index in range(len(setting.batches)):
+        files = [folder / "batches" / f"{index:04d}{suffix}.jsonl" for suffix in ("", "-fault")]
+        known = next((path for path in files if path.exists()), None)
+        if known is None and index not in unwritten:
+            return
+        rows += unwritten[index] if known is None else _read_rows(known)
+    write_atomically(folder / RESULTS, _lines(rows))
+    if not any(_problems(row) for row in rows):
+        for place in (folder / "batches", folder / "images"):
+            for leftover in place.rglob(".*.part"):  # of processes that were killed while they wrote a file
+                leftover.unlink(missing_ok=True)
+
+
+def _read_rows(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _lines(rows: Sequence[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def parts_of(setting: Setting) -> dict[str, Any]:
+    """What makes a run this run: its configuration, and of the files that it names the contents, not the places."""
+    parts = identity.without_places(setting.config)
     parts["batch_size"] = setting.batch_size  # resuming re-forms the same batches
-    # What files hold counts, not where they lie.
-    parts["task"] = {name: value for name, value in (parts["task"] or {}).items() if name not in ("mask", "operator")}
-    parts["operator"] = identity.fingerprint(setting.operator)
-    parts["generator"] = setting.generator.provenance.get("sha256") or identity.fingerprint(setting.generator)
-    parts["images"] = _digests(setting.observations)
-    parts["precision"] = (setting.trainer or {}).get("precision")
-    parts["version"] = identity.versions()["ilo_lightning"]
+    weights = setting.generator.provenance.get("sha256") or identity.fingerprint(setting.generator)
+    return parts | {
+        "operator": identity.fingerprint(setting.operator),
+        "weights": weights,
+        "images": _digests(setting.observations),
+        "precision": (setting.trainer or {}).get("precision"),
+        "version": identity.versions()["ilo_lightning"],
+    }
+
+
+def claim(setting: Setting, parts: Mapping[str, Any], folder: Path, others: bool = False) -> None:
+    """Write down which run the folder holds, or check that it is this one.
+
+    Args:
+        others: whether other processes work in it, on other shards.
+    """
     record = folder / "run.json"
-    if record.exists():
-        try:
-            found = json.loads(record.read_text())
-        except ValueError:
-            raise RunError(f"hydra.run.dir={folder}: its run.json is damaged; choose another folder") from None
-        changes = identity.differences(found["parts"], parts)
+    try:
+        found = json.loads(record.read_text()) if record.exists() else None
+        old = found["parts"] if found else None
+    except (ValueError, TypeError, KeyError):
+        found = old = None
+        if setting.force is None:
+            raise RunError(
+                f"hydra.run.dir={folder}: its run.json is damaged; choose another folder, or begin anew with force=true"
+            ) from None
+    if setting.force is not None and (found or {}).get("force") != setting.force:
+        if others:
+            raise RunError(f"force: other processes work in {folder}; stop them first")
+        for name in ("batches", "images", "logs"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for path in (folder / RESULTS, record, folder / "config.yaml", *folder.glob("status*.json")):
+            path.unlink(missing_ok=True)
+        old = None
+    if old is not None:
+        changes = identity.differences(old, parts)
         if changes:
             raise RunError(
                 f"hydra.run.dir={folder}: holds another run ({'; '.join(changes[:4])}); "
-                "choose another folder or empty it"
+                "choose another folder, or begin anew with force=true"
             )
         return
-    write_atomically(record, json.dumps({"identity": identity.identity(parts), "parts": parts}, indent=1))
+    if any((folder / "batches").glob("*.jsonl")):
+        raise RunError(
+            f"hydra.run.dir={folder}: holds results, but no run.json that says of what; choose another folder, or "
+            "begin anew with force=true"
+        )
+    write_atomically(folder / "config.yaml", setting.yaml)
+    content = {"identity": identity.identity(parts), "parts": parts, "force": setting.force}
+    write_atomically(record, json.dumps(content, indent=1))
 
 
 def _digests(observations: Observations) -> list[str]:

@@ -19,10 +19,10 @@ from safetensors import safe_open
 
 from ilo_lightning import metrics
 from ilo_lightning.data.images import to_uint8
-from ilo_lightning.files import exclusive
 from ilo_lightning.generators.checkpoints import load_generator, save_generator
 from ilo_lightning.main import main
 from ilo_lightning.solution import Solution, SolutionError
+from ilo_lightning.sweeps.lease import Lease
 from tests.networks import small_stylegan2
 
 ILO = ["method.layers=[0,1,2]", "method.steps=[4,3,5]", "method.lr=[0.1,0.05,0.05]"]
@@ -151,13 +151,15 @@ def test_a_finished_run_is_not_repeated(checkpoint: Path, pictures: Path, tmp_pa
 def test_a_folder_is_not_continued_with_other_settings(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
     assert main(arguments(checkpoint, pictures, tmp_path, "data.limit=1")) == 0
     assert main(arguments(checkpoint, pictures, tmp_path, "data.limit=1", "method.radius=0.3")) == 2
-    assert "method.radius: 0.1 -> 0.3" in capsys.readouterr().err
+    assert "method.radius: 0.05 -> 0.3" in capsys.readouterr().err
 
 
 def test_two_processes_do_not_share_a_folder(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
     command = arguments(checkpoint, pictures, tmp_path, "data.limit=1", "method.steps=1")
-    with exclusive(tmp_path / ".lock"):
-        assert main(command) == 2
+    lease = Lease(tmp_path / ".lease")
+    lease.acquire()
+    assert main(command) == 2
+    lease.release()
     assert "another process is working in this folder" in capsys.readouterr().err
     assert main(command) == 0
 
