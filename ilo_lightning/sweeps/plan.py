@@ -1,15 +1,16 @@
 """Which points a sweep has, and in which folders: decided from their overrides, before anything is run.
 
 SWEEP/plan-1a2b3c4d.json    the points of one command; a sweep that was extended has several plans
-SWEEP/POINT/                a point: its readable overrides, then a hash of all that it computes
+SWEEP/POINT/                a point: what was swept, then a hash of all that it computes
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,18 +122,45 @@ def _value(key: str, overrides: Sequence[str]) -> str | None:
     return values[-1] if values else None
 
 
-def folder_of(overrides: Sequence[str], groups: Sequence[str], base: Mapping[str, object]) -> str:
-    """The name of a point's folder.
+def digest_of(base: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """A hash of all that a point computes, as far as its configuration tells: 12 hexadecimal digits.
 
     Args:
-        groups: those of the overrides that choose from a group.
-        base: the configuration that they give, without ``NEUTRAL`` entries; the other overrides are applied to it.
+        base: the configuration as its groups give it.
+        values: dotted key -> value that it gets instead.
     """
-    named = sorted(override for override in overrides if not is_below(key_of(override), UNNAMED))
-    values = sorted(o for o in overrides if o not in groups and not is_below(key_of(o), NEUTRAL))
-    readable = [override for override in named if not re.search(r"=.*[/\\]", override)]  # without paths
-    name = re.sub(r"[^\w.=+,@-]+", "_", ",".join(readable))
-    return f"{name[:MAX_NAME].strip('_,.') or 'point'}-{identity({'base': base, 'overrides': values})[:8]}"
+    tree = copy.deepcopy(dict(base))
+    for key, value in values.items():
+        *path, last = key.split(".")
+        place: Any = tree
+        for name in path:
+            place = place.setdefault(name, {}) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place[last] = value
+        else:  # an entry of a list, say
+            tree[f"{key}="] = value
+    return identity(without_neutral(tree))[:12]
+
+
+def folder_of(digest: str, overrides: Sequence[str], swept: Collection[str], known: Mapping[str, str]) -> str:
+    """The name of a point's folder: readable, then its digest.
+
+    Args:
+        swept: the keys whose values differ in the sweep.
+        known: digest -> name, of folders that exist or were planned; a point keeps its folder when a sweep is extended.
+    """
+    if digest in known:
+        return known[digest]
+    named = [o for o in overrides if key_of(o) in swept and not is_below(key_of(o), UNNAMED)]
+    name = re.sub(r"[^\w.=+,@-]+", "_", ",".join(named))
+    return f"{name[:MAX_NAME].strip('_,.') or 'point'}-{digest}"
+
+
+def known_folders(sweep: Path) -> dict[str, str]:
+    """Digest -> name of the points' folders that a sweep has, or has planned."""
+    names = [entry.name for entry in sweep.iterdir() if entry.is_dir()] if sweep.is_dir() else []
+    names += [point.folder for plan in read_plans(sweep) for point in plan.points]
+    return {name[-12:]: name for name in names if re.fullmatch(r".*-[0-9a-f]{12}", name)}
 
 
 def sweep_name(command: Sequence[str], params: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Hydra's basic sweeper, for points that may be done already, fail or die.
+"""A Hydra sweeper for points that may be done already, fail or die.
 
 All combinations of the values given are planned first (see ``plan``); those that are done, or being worked on by
 somebody else, are not launched. What the jobs leave in their folders decides what became of them, since a launcher may
@@ -17,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,7 +30,19 @@ from ..exit_codes import CRASHED, DONE, REFUSED, SOME_FAILED, of_many
 from . import status
 from .inputs import stamp_of
 from .lease import Holder, clock_ahead
-from .plan import Plan, Point, folder_of, force_of, key_of, quoted, shard_of, sweep_name, unforced, without_neutral
+from .plan import (
+    Plan,
+    Point,
+    digest_of,
+    folder_of,
+    force_of,
+    key_of,
+    known_folders,
+    quoted,
+    shard_of,
+    sweep_name,
+    unforced,
+)
 from .point import describe
 from .shard import Shard
 
@@ -50,11 +63,15 @@ def register() -> None:
     Plugins.instance().class_name_to_class[NAME] = PointSweeper
 
 
-class PointSweeper(BasicSweeper):
+class PointSweeper(Sweeper):
     """See the module. For ``main``: the folder of this process's last sweep, and its exit code when it is over."""
 
     folder: str | None = None
     exit_code: int | None = None
+
+    def __init__(self, max_batch_size: int | None = None, params: Mapping[str, str] | None = None) -> None:
+        self.max_batch_size, self.params = max_batch_size, dict(params or {})
+        self.launcher: Launcher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Name the sweep's folder before a launcher takes it over."""
@@ -62,11 +79,14 @@ class PointSweeper(BasicSweeper):
         if any(override.startswith("hydra.sweep.subdir=") for override in given):
             raise SweepError("hydra.sweep.subdir: a point's folder is named by its overrides; set hydra.sweep.dir only")
         if not any(override.startswith("hydra.sweep.dir=") for override in given):
-            name = sweep_name(list(config.hydra.overrides.task), self.params or {})
+            name = sweep_name(list(config.hydra.overrides.task), self.params)
             config.hydra.sweep.dir = os.path.join(str(config.hydra.sweep.dir), name)
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(config.hydra.sweep.dir))}")
         type(self).folder = str(config.hydra.sweep.dir)
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> dict[Point, int]:
         """Plan, launch what is missing, and sum up. Returns the exit code of every point."""
@@ -92,10 +112,13 @@ class PointSweeper(BasicSweeper):
     def _plan(self, arguments: Sequence[str]) -> Plan:
         """The points, each once. One of every kind is composed, so that what Hydra would refuse is refused now."""
         assert self.hydra_context is not None and self.config is not None
+        # Hydra executes this module anew when it looks for plugins.
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
         loader, master = self.hydra_context.config_loader, self.config
         parser = OverridesParser.create(config_loader=loader)
-        swept = parser.parse_overrides([*self._parse_config(), *unforced(arguments)])
-        (combinations,) = self.split_arguments(swept, None)
+        swept = parser.parse_overrides([*(f"{k}={v}" for k, v in self.params.items()), *unforced(arguments)])
+        (combinations,) = BasicSweeper.split_arguments(swept, None)
 
         @functools.cache
         def is_group(override: str) -> bool:
@@ -104,8 +127,14 @@ class PointSweeper(BasicSweeper):
         @functools.cache
         def composed(chosen: tuple[str, ...]) -> Mapping[str, Any]:
             tree: Any = OmegaConf.to_container(loader.load_sweep_config(master, list(chosen)), resolve=False)
-            return without_neutral(tree)
+            return {key: value for key, value in tree.items() if key != "hydra"}
 
+        @functools.cache
+        def value(override: str) -> Any:
+            return parser.parse_override(override).value()
+
+        keys = {key_of(override.input_line or "") for override in swept if override.is_sweep_override()}
+        known = known_folders(Path(str(master.hydra.sweep.dir)))
         kinds: set[tuple[str, ...]] = set()
         points: dict[Point, Point] = {}
         for combination in combinations:
@@ -115,8 +144,10 @@ class PointSweeper(BasicSweeper):
                 loader.load_sweep_config(master, list(combination))
                 kinds.add(kind)
             shard = Shard.parse(shard_of(combination))
-            folder = folder_of(combination, groups, composed(groups))
-            point = Point(folder, str(shard), tuple(combination))
+            values = {key_of(override): value(override) for override in combination if override not in groups}
+            digest = digest_of(composed(groups), values)
+            name = folder_of(digest, combination, keys, known)
+            point = Point(name, str(shard), tuple(combination))
             points.setdefault(point, point)
         if len(points) < len(combinations):
             print(f"{len(combinations)} combinations are {len(points)} different points", flush=True)
