@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -259,7 +260,7 @@ def _sum_up(plan: Plan, folder: Path, codes: Mapping[Point, int]) -> int:
 def _jobs(folder: Path) -> set[str]:
     """Ids of the jobs that submitit has submitted for this sweep."""
     try:
-        return {entry.name for entry in os.scandir(folder / ".submitit") if entry.name[:1].isdigit()}
+        return {entry.name for entry in os.scandir(folder / ".submitit") if re.fullmatch(r"\d+(_\d+)?", entry.name)}
     except OSError:
         return set()
 
