@@ -17,7 +17,7 @@ from ..exit_codes import DONE as ALL_DONE
 from ..exit_codes import REFUSED, SOME_FAILED
 from . import status
 from .lease import clock_ahead
-from .plan import Plan, Point, command_line, folders, read_plans
+from .plan import Plan, Point, command_line, folders, quoted, read_plans
 from .point import SKEW
 from .shard import Shard
 from .status import DONE, FAILED, MISSING, RUNNING, STATES, Finding
@@ -38,7 +38,7 @@ class Entry:
         """What does this point alone."""
         if self.plan is None:
             return None
-        redo = command_line(self.point.overrides, f"hydra.run.dir={sweep.absolute() / self.point.folder}")
+        redo = command_line(self.point.overrides, f"hydra.run.dir={quoted(str(sweep.absolute() / self.point.folder))}")
         return _there(self.plan.directory, redo)
 
 
@@ -120,7 +120,7 @@ def _show(sweep: Path, found: Sequence[Entry], limit: int) -> None:
     if plans:
         print("\ndo what is missing or failed:")
         for plan in plans.values():
-            command = command_line(["-m", *plan.command], f"hydra.sweep.dir={sweep.absolute()}")
+            command = command_line(["-m", *plan.command], f"hydra.sweep.dir={quoted(str(sweep.absolute()))}")
             print(f"  {_there(plan.directory, command)}")
     elif counts[MISSING] or counts[FAILED]:
         print("\nno plan-*.json says how these came about")

@@ -143,7 +143,7 @@ def digest_of(base: Mapping[str, Any], values: Mapping[str, Any]) -> str:
 
 
 def folder_of(digest: str, overrides: Sequence[str], swept: Collection[str], known: Mapping[str, str]) -> str:
-    """The name of a point's folder: readable, then its digest.
+    """The name of a point's folder: readable, then its digest. Neither a shell nor Hydra wants it quoted.
 
     Args:
         swept: the keys whose values differ in the sweep.
@@ -151,9 +151,9 @@ def folder_of(digest: str, overrides: Sequence[str], swept: Collection[str], kno
     """
     if digest in known:
         return known[digest]
-    named = [o for o in overrides if key_of(o) in swept and not is_below(key_of(o), UNNAMED)]
-    name = re.sub(r"[^\w.=+,@-]+", "_", ",".join(named))
-    return f"{name[:MAX_NAME].strip('_,.') or 'point'}-{digest}"
+    named = [o.lstrip("+~") for o in overrides if key_of(o) in swept and not is_below(key_of(o), UNNAMED)]
+    parts = (re.sub(r"[^A-Za-z0-9_.-]+", "_", override.replace("=", "-", 1)) for override in named)
+    return f"{'+'.join(parts)[:MAX_NAME].strip('_.+-') or 'point'}-{digest}"
 
 
 def known_folders(sweep: Path) -> dict[str, str]:
@@ -172,8 +172,10 @@ def sweep_name(command: Sequence[str], params: Mapping[str, str]) -> str:
 
 
 def quoted(value: str) -> str:
-    """A string as the value of an override."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """A string as the value of an override: Hydra takes backslashes as they are, but for those before a quote."""
+    if re.fullmatch(r"[A-Za-z/.][A-Za-z0-9_/.+@-]*", value):
+        return value
+    return "'" + re.sub(r"(\\*)(')", r"\1\1\\\2", re.sub(r"(\\+)$", r"\1\1", value)) + "'"
 
 
 def command_line(overrides: Sequence[str], *more: str) -> str:

@@ -144,7 +144,10 @@ class PointSweeper(Sweeper):
             if kind not in kinds:
                 loader.load_sweep_config(master, list(combination))
                 kinds.add(kind)
-            shard = Shard.parse(shard_of(combination))
+            try:
+                shard = Shard.parse(shard_of(combination))
+            except ValueError as error:
+                raise SweepError(str(error)) from None
             values = {key_of(override): value(override) for override in combination if override not in groups}
             digest = digest_of(composed(groups), values)
             name = folder_of(digest, combination, keys, known)
