@@ -59,6 +59,16 @@ def test_overhead(repository: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_checkpoint_cost(repository: Path, tmp_path: Path):
+    small = ["--batch=2", "--runs=1", "--override", "method.steps=[4,4,4,4]"]
+    record = run("checkpoint_cost.py", *small, repository=repository, json_path=tmp_path / "c.json")
+    values = {row["metric"]: row["value"] for row in record["rows"]}
+    assert values["checkpoint_overhead_fraction"] == pytest.approx(values["seconds_per_checkpoint"] / 30)
+    assert values["checkpoint_overhead_fraction"] <= values["checkpoint_overhead_fraction_max"]
+    assert values["checkpoint_bytes_per_image"] > 4 * 512 and values["seconds_per_image_step"] > 0
+
+
+@pytest.mark.slow
 def test_generator(repository: Path, tmp_path: Path):
     images = write_images(tmp_path / "noise.npz", 400)
     arguments = [f"--images={images}", "--samples=300"]

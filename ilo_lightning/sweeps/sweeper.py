@@ -211,7 +211,7 @@ def _sort_out(plan: Plan, folder: Path, forced: bool) -> tuple[list[Point], dict
         elif any(entry.version != __version__ for entry in finding.statuses):
             outdated.update({entry.version for entry in finding.statuses})
             codes[point] = REFUSED
-        elif all(stamp(path) == then for entry in finding.statuses for path, then in entry.inputs.items()):
+        elif finding.statuses and all(stamp(path) == then for s in finding.statuses for path, then in s.inputs.items()):
             codes[point] = DONE
         else:
             missing.append(point)  # files were touched; the job sees whether their contents changed
