@@ -29,7 +29,7 @@ test: $(installed)  ## the default tests
 	$(python) -m pytest -n $(WORKERS) $(PYTEST)
 
 test-all: $(installed)  ## every test that this machine can serve; the others skip and say why
-	$(python) -m pytest -m "" -rs -n $(WORKERS) $(PYTEST)
+	$(python) -m pytest -m "" -rs -n $(WORKERS) --dist loadgroup $(PYTEST)
 
 lint: $(linters)  ## ruff and pyright
 	$(python) -m ruff check .

@@ -2,7 +2,7 @@
 
     python benchmarks/checkpoint_cost.py --json checkpoint_cost.json
 
-Runs ``conf/method/ilo.yaml`` on ``faces64``, inpainting random images, and times saves in the middle of it: serialising,
+Runs ``conf/method/ilo.yaml`` on ``faces64``, inpainting random images, and times saves in the middle: serialising,
 writing, synchronising, renaming, in ``--folder`` (name one on the file system that your jobs use). A run saves once per
 interval, so ``checkpoint_overhead_fraction`` is (median seconds of a save / seconds between two).
 """

@@ -100,7 +100,7 @@ def refuse(error: BaseException) -> int:
     return REFUSED
 
 
-NOT_COMPUTED = ("trainer", "logger", "checkpoint_every_seconds", "force")
+NOT_COMPUTED = ("trainer", "logger", "checkpoint_every_seconds", "force", "pack")
 """Sections of the configuration that change how a run is done, and not what is computed."""
 
 
@@ -128,6 +128,7 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
         force=force_word(config.get("force")),
         inputs=inputs_of(values),
         overrides=tuple(overrides),
+        pack=config.get("pack", False),
         yaml=as_yaml(config),
     )
 
@@ -162,7 +163,9 @@ def report(setting: Setting, rows: list[dict[str, Any]], folder: Path) -> None:
     if any("broken off" in str(row.get("error", row.get("fault"))) for row in rows):
         print(f"run the same command with hydra.run.dir={folder} to go on", file=sys.stderr)
     print(f"results: {folder / 'results.jsonl'}")
-    if good:
+    if good and setting.pack:
+        print(f"pictures: in {folder / 'batches'}/*.zip")
+    elif good:
         print(f"picture: {folder / good[0]['folder'] / 'figure.png'}")
 
 

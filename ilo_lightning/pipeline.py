@@ -8,6 +8,7 @@ FOLDER/images/NAME/solution.safetensors (a baseline's files carry its name: solu
 FOLDER/batches/0000.jsonl               a finished batch; 0000-METHOD.ckpt while it is being worked on;
                                         0000-error.txt if something broke it off, and 0000-fault.jsonl with what there
                                         is: it is taken up again by the next call
+FOLDER/batches/0000.zip                 with ``pack``, the files of a batch's images instead of images/NAME
 FOLDER/results.jsonl                    all batches merged, once every batch was worked on
 """
 
@@ -16,9 +17,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from . import identity, metrics
 from .callbacks import ResumeCheckpoint
 from .callbacks.progress import Display
 from .data.images import DataError, save_png, to_uint8
-from .files import write_atomically
+from .files import pack, write_atomically
 from .generators.base import LayeredGenerator
 from .interrupt import StopRequest
 from .observations import Observation, Observations, device_of, header, observe
@@ -63,6 +66,7 @@ class Setting:
         shard: the batches that are worked on; the others may be anywhere else.
         force: begin anew what was begun without this word; None: go on.
         inputs, overrides: for the status (see ``sweeps.status``).
+        pack: put the files of a batch's images into one.
         yaml: the whole configuration, for config.yaml.
     """
 
@@ -82,9 +86,12 @@ class Setting:
     force: str | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     overrides: Sequence[str] = ()
+    pack: bool = False
     yaml: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pack, bool):
+            raise RunError(f"pack={self.pack}: expected true or false")
         for name, value in (("data.batch_size", self.batch_size), ("logger.every", self.log_every)):
             if not _is_whole(value) or value < 1:
                 raise RunError(f"{name}={value}: expected a whole number, at least 1")
@@ -359,14 +366,17 @@ def _run_batch(
             write_atomically(folder / "batches" / f"{index:04d}-error.txt", "".join(traceback.format_exception(error)))
             if error.reconstruction is not None:
                 runs[method.name] = error.reconstruction
-    for place, (member, observation) in enumerate(known.items()):
-        if setting.method.name in runs:
-            target = folder / "images" / observation.name
-            row = _write_image(setting, target, member, observation, runs, place)
-            row |= {"folder": str(target.relative_to(folder)), "batch": index}
-            rows[member] = row if fault is None else row | {"fault": fault}
-        else:
-            rows[member] = {"index": member, "image": observation.name, "error": fault}
+    with tempfile.TemporaryDirectory() if setting.pack else nullcontext(folder) as base:
+        for place, (member, observation) in enumerate(known.items()):
+            if setting.method.name in runs:
+                target = Path(base) / "images" / observation.name
+                row = _write_image(setting, target, member, observation, runs, place)
+                row |= {"folder": f"images/{observation.name}", "batch": index}
+                rows[member] = row if fault is None else row | {"fault": fault}
+            else:
+                rows[member] = {"index": member, "image": observation.name, "error": fault}
+        if setting.pack:
+            pack(Path(base), folder / "batches" / f"{index:04d}.zip")
     return [rows[member] for member in members], fault is None
 
 

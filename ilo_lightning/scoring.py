@@ -16,8 +16,8 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from . import metrics
-from .data.images import DataError, Image, load_images
-from .files import write_atomically
+from .data.images import DataError, Image, Images, load_images
+from .files import unpacked, write_atomically
 from .job import REFUSALS, refuse
 from .main import DONE, SOME_FAILED
 from .pipeline import RunError
@@ -43,13 +43,18 @@ def main(arguments: Sequence[str]) -> int:
             config.generator.checkpoint = options.checkpoint
         generator = hydra.utils.instantiate(config.generator)
         images = load_images(options.truth, generator.image_shape)
-        folders = sorted(folder for folder in (options.run / "images").glob("*") if folder.is_dir())
-        if not folders:
-            raise RunError(f"{options.run}: holds no reconstructions")
     except InstantiationException as error:
         return refuse(error.__cause__ or error)
     except REFUSALS as error:
         return refuse(error)
+    with unpacked(options.run, "solution*.safetensors") as reconstructions:
+        folders = sorted(folder for folder in reconstructions.glob("*") if folder.is_dir())
+        if not folders:
+            return refuse(RunError(f"{options.run}: holds no reconstructions"))
+        return _score(options, folders, images, generator)
+
+
+def _score(options: argparse.Namespace, folders: Sequence[Path], images: Images, generator: Any) -> int:
     places = {name: index for index, name in enumerate(images.names)}
     if len(folders) == len(images) == 1:
         places = {folders[0].name: 0}  # one of each need no common name

@@ -18,7 +18,7 @@ from typing import Any
 from ..files import write_atomically
 from ..identity import identity
 
-NEUTRAL = ("hydra", "logger", "trainer.accelerator", "force", "data.shard", "checkpoint_every_seconds")
+NEUTRAL = ("hydra", "logger", "trainer.accelerator", "force", "data.shard", "checkpoint_every_seconds", "pack")
 """Entries (with all below them) that change how a point is computed, and not what: its folder stays the same."""
 UNNAMED = (*NEUTRAL, "trainer")
 """Overrides that are not in the name of its folder; a trainer's precision is in the hash."""

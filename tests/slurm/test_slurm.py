@@ -103,8 +103,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             assert done.returncode == 0, (folder / "start.log").read_text()
             yield Cluster(folder, tmp_path_factory.mktemp("slow") / "slow")
         finally:
-            environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
-            subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True)
             subprocess.run([str(HERE / "stop_slurm.sh"), str(folder)], capture_output=True)
             shutil.rmtree(folder, ignore_errors=True)
 
