@@ -202,10 +202,11 @@ def _sort_out(plan: Plan, folder: Path, forced: bool) -> tuple[list[Point], dict
     missing: list[Point] = []
     codes: dict[Point, int] = {}
     outdated: Counter[str] = Counter()
+    busy: list[str] = []
     for point in plan.points:
         finding = _find(folder, point, ahead)
         if finding.state == status.RUNNING:
-            print(f"{point.label}: is being worked on, {finding.note}", file=sys.stderr)
+            busy.append(f"{point.label}, {finding.note}")
         elif finding.state != status.DONE or forced:
             missing.append(point)
         elif any(entry.version != __version__ for entry in finding.statuses):
@@ -215,6 +216,8 @@ def _sort_out(plan: Plan, folder: Path, forced: bool) -> tuple[list[Point], dict
             codes[point] = DONE
         else:
             missing.append(point)  # files were touched; the job sees whether their contents changed
+    if busy:
+        print(f"{len(busy)} of them are being worked on: {busy[0]}{' …' if len(busy) > 1 else ''}", file=sys.stderr)
     for version, count in outdated.items():
         print(
             f"error: {folder}: {count} points were made by ilo-lightning {version}, and this is {__version__}; they "
