@@ -345,3 +345,14 @@ def test_joblib_does_the_same_and_survives_its_workers(checkpoint: Path, picture
     assert main([*common, "seed=0", f"hydra.sweep.dir={tmp_path / 'basic'}"]) == 0
     joblib = folder_of(tmp_path / "joblib", "task.operator._target_-ilo_lightning.operators.Denoising+seed-0")
     assert comparable(rows_of(joblib)) == comparable(rows_of(folder_of(tmp_path / "basic", "point")))
+
+
+@pytest.mark.parametrize(("launcher", "extra"), [("slurm", "slurm"), ("joblib", "joblib")])
+def test_a_launcher_that_is_not_installed(launcher: str, extra: str, tmp_path: Path):
+    """Without the plugins of this environment."""
+    code = "import sys, hydra_plugins; hydra_plugins.__path__ = []; from ilo_lightning.main import main; "
+    code += "sys.exit(main(sys.argv[1:]))"
+    arguments = ["-m", f"hydra/launcher={launcher}", "seed=0,1", f"hydra.sweep.dir={tmp_path}"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"error: hydra/launcher: needs pip install 'ilo-lightning[{extra}]'\n"
