@@ -12,6 +12,7 @@ COMMANDS = {
     "solve": ("main", "solve", "[OVERRIDES]", "reconstruct images, as `python run.py` does; see `ilo solve --help`"),
     "measure": ("main", "measure", "[OVERRIDES]", "only measure images, to reconstruct them elsewhere from y alone"),
     "score": ("scoring", "main", "RUN --truth PATH", "score the reconstructions of a run against their true pictures"),
+    "dashboard": ("dashboard", "main", "SWEEP [--dry-run]", "save a Weights & Biases workspace for a sweep"),
     "check-operator": ("checks.operators", "main", "_target_=… [k=v …]", "check the laws of an operator of your own"),
     "check-generator": ("checks.generators", "main", "_target_=… [k=v …]", "check the laws of a generator of your own"),
 }

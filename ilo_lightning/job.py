@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -17,6 +20,7 @@ from .files import write_atomically
 from .generators.base import LayeredGenerator
 from .generators.checkpoints import CheckpointError
 from .interrupt import Interrupted, listen
+from .loggers import RunInfo, RunLog
 from .main import DONE, REFUSED, SOME_FAILED
 from .observations import MODES, Measured, Observations, Simulated
 from .operators.base import ForwardOperator
@@ -33,6 +37,7 @@ def run_job(config: DictConfig, folder: str | Path) -> int:
     with listen() as stop:
         try:
             setting = build(config)
+            log = build_log(config, setting, folder)
             if not (folder / "run.json").exists():  # a folder keeps the configuration that it was begun with
                 write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         except InstantiationException as error:
@@ -42,7 +47,7 @@ def run_job(config: DictConfig, folder: str | Path) -> int:
         steps = len(setting.batches) * setting.steps_per_batch
         try:
             with display(steps) as shown:
-                rows = run(setting, folder, shown, stop)
+                rows = run(setting, folder, shown, stop, log)
         except RunError as error:
             return refuse(error)
         except OSError as error:  # the disk is full, or gone
@@ -83,9 +88,22 @@ def build(config: DictConfig) -> Setting:
         seed=config.seed,
         checkpoint_every_seconds=config.checkpoint_every_seconds,
         trainer=values["trainer"],
-        logger=hydra.utils.instantiate(config.logger.factory, _partial_=True) if config.logger.factory else None,
-        log_every=config.logger.every,
     )
+
+
+def build_log(config: DictConfig, setting: Setting, folder: Path) -> RunLog:
+    """What follows the run in ``folder``, as ``logger=…`` says; see ``loggers``."""
+    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    sweep, overrides = None, {}
+    if HydraConfig.initialized():
+        job = HydraConfig.get()
+        if job.mode == RunMode.MULTIRUN:
+            sweep = Path(job.sweep.dir).resolve().name
+        parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+        overrides = {override.get_key_element(): override.get_value_string() for override in parsed}
+    methods = tuple((method.name, method.schedule.steps) for method in setting.methods)
+    info = RunInfo(folder, values, setting.task_name, methods, sweep, overrides)
+    return hydra.utils.instantiate(config.logger, _partial_=True)(info)
 
 
 def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple[ForwardOperator, Observations]:

@@ -15,13 +15,13 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from . import identity, metrics
@@ -31,6 +31,7 @@ from .data.images import DataError, save_png, to_uint8
 from .files import exclusive, write_atomically
 from .generators.base import LayeredGenerator
 from .interrupt import StopRequest
+from .loggers.base import RunLog
 from .observations import Observation, Observations, device_of, header, observe
 from .operators.base import ForwardOperator
 from .report.figure import Panel, save_figure
@@ -54,7 +55,6 @@ class Setting:
             the run's identity.
         method: what is run; ``baseline``, if any, is run first on the same measurements.
         trainer: further arguments of ``pytorch_lightning.Trainer``.
-        logger: called with a folder and a name for each fit, gives Lightning loggers.
     """
 
     config: Mapping[str, Any]
@@ -67,13 +67,10 @@ class Setting:
     seed: int = 0
     checkpoint_every_seconds: float = 30.0
     trainer: Mapping[str, Any] | None = None
-    logger: Callable[[Path, str], Sequence[Logger]] | None = None
-    log_every: int = 10
 
     def __post_init__(self) -> None:
-        for name, value in (("data.batch_size", self.batch_size), ("logger.every", self.log_every)):
-            if not _is_whole(value) or value < 1:
-                raise RunError(f"{name}={value}: expected a whole number, at least 1")
+        if not _is_whole(self.batch_size) or self.batch_size < 1:
+            raise RunError(f"data.batch_size={self.batch_size}: expected a whole number, at least 1")
         if not _is_whole(self.seed):
             raise RunError(f"seed={self.seed}: expected a whole number")
         if not isinstance(self.checkpoint_every_seconds, int | float) or not self.checkpoint_every_seconds > 0:
@@ -128,8 +125,10 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | None = None) -> list[Row]:
-    """Work through all images; go on where an earlier call on the same folder stopped.
+def run(
+    setting: Setting, folder: Path, display: Display, stop: StopRequest | None = None, log: RunLog | None = None
+) -> list[Row]:
+    """Work through all images; go on where an earlier call on the same folder stopped. ``log`` follows it.
 
     Returns:
         A row per image, as in results.jsonl. A row with ``error`` has no result: an unreadable image, say. A row with
@@ -139,15 +138,16 @@ def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | No
         RunError: if the folder holds another run, or another process is working in it.
         Interrupted: if asked to stop.
     """
+    log = log or RunLog()
     try:
-        with exclusive(folder / ".lock"):
-            return _run_batches(setting, folder, display, stop or StopRequest())
+        with exclusive(folder / ".lock"), closing(log):
+            return _run_batches(setting, folder, display, stop or StopRequest(), log)
     except BlockingIOError:
         raise RunError(f"hydra.run.dir={folder}: another process is working in this folder; choose another") from None
 
 
-def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopRequest) -> list[Row]:
-    claim(setting, folder)
+def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopRequest, log: RunLog) -> list[Row]:
+    log.begin(claim(setting, folder))
     rows: list[Row] = []
     for index, members in enumerate(setting.batches):
         stop.check()
@@ -155,10 +155,12 @@ def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopReq
         finished = batch.with_suffix(".jsonl")
         if finished.exists():
             display.step("finished before", setting.steps_per_batch, None)
-            rows += [json.loads(line) for line in finished.read_text().splitlines()]
+            found = [json.loads(line) for line in finished.read_text().splitlines()]
+            log.batch(found)
+            rows += found
             continue
         try:
-            found, complete = _run_batch(setting, folder, index, members, display, stop)
+            found, complete = _run_batch(setting, folder, index, members, display, stop, log)
             if complete:
                 write_atomically(finished, "".join(json.dumps(row) + "\n" for row in found))
                 for leftover in (*batch.parent.glob(f"{batch.name}-*.ckpt"), Path(f"{batch}-error.txt")):
@@ -167,15 +169,17 @@ def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopReq
             OSError
         ) as error:  # such as a full disk: what is there stays, and the next call takes up this batch again
             found = [{"index": member, "error": f"can't be written: {error}"} for member in members]
+        log.batch(found)
         rows += found
     write_atomically(folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     for leftover in folder.rglob(".*.part"):  # of processes that were killed while they wrote a file
         leftover.unlink()
+    log.finish()
     return rows
 
 
-def claim(setting: Setting, folder: Path) -> None:
-    """Write down which run the folder holds, or check that it is this one."""
+def claim(setting: Setting, folder: Path) -> str:
+    """Write down which run the folder holds, or check that it is this one. Returns its identity."""
     parts: dict[str, Any] = {name: setting.config.get(name) for name in ("task", "method", "baseline", "seed")}
     parts["batch_size"] = setting.batch_size  # resuming re-forms the same batches
     # What files hold counts, not where they lie.
@@ -197,8 +201,10 @@ def claim(setting: Setting, folder: Path) -> None:
                 f"hydra.run.dir={folder}: holds another run ({'; '.join(changes[:4])}); "
                 "choose another folder or empty it"
             )
-        return
-    write_atomically(record, json.dumps({"identity": identity.identity(parts), "parts": parts}, indent=1))
+        return found["identity"]
+    digest = identity.identity(parts)
+    write_atomically(record, json.dumps({"identity": digest, "parts": parts}, indent=1))
+    return digest
 
 
 def _digests(observations: Observations) -> list[str]:
@@ -216,7 +222,7 @@ def _digests(observations: Observations) -> list[str]:
 
 
 def _run_batch(
-    setting: Setting, folder: Path, index: int, members: range, display: Display, stop: StopRequest
+    setting: Setting, folder: Path, index: int, members: range, display: Display, stop: StopRequest, log: RunLog
 ) -> tuple[list[Row], bool]:
     """A row per image, and whether the batch was worked through: if something broke it off, the next call goes on."""
     rows: dict[int, Row] = {}
@@ -249,8 +255,8 @@ def _run_batch(
                     folder / "batches" / f"{name}.ckpt", setting.checkpoint_every_seconds, stop=stop
                 ),
                 trainer=setting.trainer,
-                loggers=setting.logger(folder / "logs", name) if setting.logger else (),
-                log_every=setting.log_every,
+                loggers=log.loggers(index, method.name, len(known)),
+                log_every=log.every,
                 display=display,
                 info={
                     "task": setting.task_name,
@@ -268,7 +274,7 @@ def _run_batch(
     for place, (member, observation) in enumerate(known.items()):
         if setting.method.name in runs:
             target = folder / "images" / observation.name
-            row = _write_image(setting, target, member, observation, runs, place)
+            row = _write_image(setting, target, member, observation, runs, place, log)
             row |= {"folder": str(target.relative_to(folder)), "batch": index}
             rows[member] = row if fault is None else row | {"fault": fault}
         else:
@@ -283,6 +289,7 @@ def _write_image(
     observation: Observation,
     runs: Mapping[str, Reconstruction],
     place: int,
+    log: RunLog,
 ) -> Row:
     """Solution, pictures and figure of one image; its row of results.jsonl."""
     truth = observation.truth
@@ -328,6 +335,7 @@ def _write_image(
     if truth is not None:
         panels.append(_panel("truth", truth))
     save_figure(panels, target / "figure.png")
+    log.picture(observation.name, panels)
     outcome = outcomes[setting.method.name]
     return {
         "image": observation.name,
