@@ -25,7 +25,9 @@ QUICK = ["trainer=cpu", "method.layers=[0,1]", "method.steps=[2,2]", "method.lr=
 
 
 def run(folder: Path, *arguments: str, checkpoint: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`ilo solve` in a process of its own; ``folder`` is its run directory."""
+    """`ilo solve` in a process of its own; ``folder`` is its run directory. ``NAME=VALUE`` in capitals is for the
+    environment."""
+    variables = {name: value for name, _, value in (a.partition("=") for a in arguments) if name.isupper()}
     generator = ["generator=stylegan2", f"generator.checkpoint={checkpoint}"] if checkpoint else []
     command = [
         sys.executable,
@@ -35,9 +37,10 @@ def run(folder: Path, *arguments: str, checkpoint: Path | None = None) -> subpro
         *generator,
         *QUICK,
         f"hydra.run.dir={folder}",
-        *arguments,
+        *(argument for argument in arguments if argument.partition("=")[0] not in variables),
     ]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent)
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, env=environment)
 
 
 def pixels(height: int = 16, width: int = 16, channels: int = 3) -> np.ndarray:
@@ -163,6 +166,16 @@ CASES: dict[str, Case] = {
         r"task\.fractoin: no such option; did you mean task\.fraction\?",
     ),
     "unknown choice": (lambda f: ["task=inpaintin"], 2, "task=inpaintin: no such choice; did you mean inpainting"),
+    "invalid W&B key": (
+        lambda f: ["logger=wandb", "logger.mode=online", "WANDB_API_KEY=short"],
+        2,
+        "WANDB_API_KEY invalid: .*; correct WANDB_API_KEY or run `wandb login`, or use logger.mode=offline",
+    ),
+    "W&B online without a login": (
+        lambda f: ["logger=wandb", "logger.mode=online", "WANDB_API_KEY=", f"NETRC={f / 'netrc'}"],
+        2,
+        "not logged in; run `wandb login`, or use logger.mode=offline",
+    ),
     "output path below a regular file": (
         lambda f: [f"hydra.run.dir={text(f / 'file', 'x')}/run"],
         2,
