@@ -121,8 +121,9 @@ def test_only_what_varies_is_a_column_unless_asked(made_up: Path):
     assert set(all_of_them["data.path"]) == {"pictures"}
     assert set(few.columns) < set(all_of_them.columns)
     config = OmegaConf.to_container(OmegaConf.load(made_up / "0" / "config.yaml"))
+    assert isinstance(config, dict)
     for section in ("task", "method", "generator", "data"):
-        assert {f"{section}.{key}" for key, value in config[section].items() if not isinstance(value, dict)} <= set(  # type: ignore
+        assert {f"{section}.{key}" for key, value in config[section].items() if not isinstance(value, dict)} <= set(
             all_of_them.columns
         )
 

@@ -39,9 +39,10 @@ def test_markdown_has_every_mean_and_its_interval(summary: Summary):
             match = NUMBER.search(cell)
             assert match, cell
             mean, half = group.means[metric].value, group.means[metric].half
+            assert mean is not None and half is not None
             step = 10.0 ** -len(match[1].partition(".")[2])
             assert abs(float(match[1]) - mean) <= step / 2 + 1e-12
-            assert abs(float(match[2]) - half) <= step / 2 + 1e-12  # type: ignore
+            assert abs(float(match[2]) - half) <= step / 2 + 1e-12
 
 
 @pytest.mark.parametrize("form", [markdown, latex])
