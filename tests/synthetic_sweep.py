@@ -166,12 +166,16 @@ def _config(fraction: float, sigma: float, radius: float, seed: int, baseline: b
         "generator": {
             "_target_": "ilo_lightning.generators.checkpoints.load_generator",
             "checkpoint": "pkg://ilo_lightning.generators/weights/faces64.safetensors",
+            "sha256": None,
+            "label": None,
+            "recompute": False,
         },
         "method": _method("ilo", [0, 1, 2, 3], radius),
         "baseline": _method("csgm", [0], None) if baseline else None,
         "data": {"mode": "simulated", "path": "pictures", "batch_size": batch_size, "limit": None},
         "trainer": {"accelerator": "cpu", "precision": "32-true"},
         "logger": {"factory": None, "every": 10},
+        "ops": {"impl": "auto"},
     }
 
 
