@@ -46,8 +46,9 @@ def check_operator(build: Callable[[], ForwardOperator], image_shape: tuple[int,
         "weight": partial(weight, operator),
         "batch = one at a time": partial(batch, operator),
         "determinism": partial(determinism, operator, build),
-        "gradient": partial(gradient, operator),
     }
+    if not operator.straight_through:
+        laws["gradient"] = partial(gradient, operator)
     if isinstance(operator, LinearOperator):
         laws |= {"linearity": partial(linearity, operator), "adjoint": partial(adjoint, operator)}
     if operator.keeps_range:

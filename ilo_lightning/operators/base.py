@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,10 +45,12 @@ class ForwardOperator(nn.Module, ABC):
     """(C, H, W) of the images."""
     output_shape: tuple[int, ...]
     """Shape of one image's y."""
-    measures_pictures: ClassVar[bool] = False
+    measures_pictures: bool = False
     """Whether y is itself a picture ``(C, H', W')`` in [-1, 1], so that a picture from disk can be a measurement."""
     keeps_range: bool = False
     """Whether images in [-1, 1] have y in [-1, 1], so that y is an intensity as they are."""
+    straight_through: bool = False
+    """Whether the gradient stands in for one that doesn't exist, or is of no use (rounding)."""
     _weight: Tensor
 
     def __init__(
@@ -79,9 +81,12 @@ class ForwardOperator(nn.Module, ABC):
 class LinearOperator(ForwardOperator):
     """A linear A, with its adjoint: ⟨A x, y⟩ = ⟨x, A* y⟩ for all x and y."""
 
-    @abstractmethod
     def adjoint(self, y: Tensor) -> Tensor:
-        """A* y: ``(B, *output_shape)`` to ``(B, C, H, W)``. Differentiable."""
+        """A* y: ``(B, *output_shape)`` to ``(B, C, H, W)``. Differentiable. Here, the gradient of ⟨A x, y⟩ by x."""
+        with torch.enable_grad():
+            x = torch.zeros(len(y), *self.input_shape, dtype=y.dtype, device=y.device, requires_grad=True)
+            (gradient,) = torch.autograd.grad(self(x), x, y, create_graph=y.requires_grad)
+        return gradient
 
 
 @dataclass(frozen=True)

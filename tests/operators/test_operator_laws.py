@@ -1,17 +1,22 @@
 """Laws that every operator obeys, at every size."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 
 from ilo_lightning.operators import (
     Denoising,
+    GaussianBlur,
     GaussianCompressedSensing,
+    Greyscale,
     Inpainting,
     LinearOperator,
+    MotionBlur,
     PartialCirculant,
     SuperResolution,
+    compose,
 )
 
 SHAPES = [(3, 16, 16), (1, 12, 20), (3, 9, 15), (2, 7, 5), (1, 1, 9)]
@@ -32,6 +37,13 @@ def operators_for(shape):
     yield "circulant all", PartialCirculant(shape, fraction=1)
     yield "gaussian 30 %", GaussianCompressedSensing(shape, fraction=0.3, seed=5)
     yield "gaussian drawn anew", GaussianCompressedSensing(shape, fraction=0.3, seed=5, max_bytes=0)
+    if shape[0] == 3:
+        yield "greyscale", Greyscale(shape)
+    if min(height, width) > 4:
+        yield "gaussian blur", GaussianBlur(shape, sigma=0.9)
+        yield "motion blur", MotionBlur(shape, length=4, angle=20)
+        parts = [partial(GaussianBlur, sigma=0.7), partial(Inpainting, fraction=0.4), partial(MotionBlur, length=3)]
+        yield "composition", compose(shape, parts)
 
 
 CASES = [
