@@ -87,7 +87,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     mask[20:40, 20:40] = 0
     Image.fromarray(mask).save(tmp_path / "mask.png")
     np.savez(tmp_path / "images.npz", images=images)
-    shutil.copyfile(tmp_path / "images.npz", tmp_path / "FOLDER_OR_NPZ")
+    shutil.copytree(tmp_path / "FOLDER", tmp_path / "FOLDER_OR_NPZ")
     monkeypatch.syspath_prepend(tmp_path)
     import mynet  # pyright: ignore[reportMissingImports]
     from hydra.utils import instantiate
