@@ -203,6 +203,7 @@ def _quiet_lightning() -> Iterator[None]:
                 ".*is smaller than the logging interval.*",
                 ".*Found .* module.* in eval mode.*",
                 ".*GPU available but not used.*",
+                ".*`srun` command is available.*",
                 ".*treespec.*LeafSpec.*",  # Lightning 2.6 against torch 2.14
                 ".*The `srun` command is available.*",
             ):

@@ -19,10 +19,12 @@ from safetensors import safe_open
 
 from ilo_lightning import metrics
 from ilo_lightning.data.images import to_uint8
-from ilo_lightning.files import exclusive
+from ilo_lightning.files import read_stored
 from ilo_lightning.generators.checkpoints import load_generator, save_generator
 from ilo_lightning.main import main
+from ilo_lightning.scoring import main as score
 from ilo_lightning.solution import Solution, SolutionError
+from ilo_lightning.sweeps.lease import Lease
 from tests.networks import small_stylegan2
 
 ILO = ["method.layers=[0,1,2]", "method.steps=[4,3,5]", "method.lr=[0.1,0.05,0.05]"]
@@ -156,8 +158,10 @@ def test_a_folder_is_not_continued_with_other_settings(checkpoint: Path, picture
 
 def test_two_processes_do_not_share_a_folder(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
     command = arguments(checkpoint, pictures, tmp_path, "data.limit=1", "method.steps=1")
-    with exclusive(tmp_path / ".lock"):
-        assert main(command) == 2
+    lease = Lease(tmp_path / ".lease")
+    lease.acquire()
+    assert main(command) == 2
+    lease.release()
     assert "another process is working in this folder" in capsys.readouterr().err
     assert main(command) == 0
 
@@ -258,3 +262,24 @@ def test_help_is_quick_to_import():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
     assert done.stdout.strip().endswith("False False"), done.stderr
     assert "== Configuration groups ==" in done.stdout
+
+
+def test_a_packed_run_has_a_file_per_batch(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
+    """The same bytes, in zip files; and scores are made from them."""
+    assert main(arguments(checkpoint, pictures, tmp_path / "files", *CSGM)) == 0
+    assert main(arguments(checkpoint, pictures, tmp_path / "packed", *CSGM, "pack=true")) == 0
+    assert "batches/*.zip" in capsys.readouterr().out
+    assert not (tmp_path / "packed" / "images").exists()
+    assert sorted(path.name for path in (tmp_path / "packed" / "batches").iterdir()) == [
+        "0000.jsonl", "0000.zip", "0001.jsonl", "0001.zip"]  # fmt: skip
+    assert comparable(rows_of(tmp_path / "packed")) == comparable(rows_of(tmp_path / "files"))
+    for row in rows_of(tmp_path / "packed"):
+        for path in (tmp_path / "files" / row["folder"]).iterdir():
+            stored = read_stored(tmp_path / "packed", row, path.name)
+            assert path.suffix != ".png" or stored == path.read_bytes()
+    assert (tmp_path / "packed" / "run.json").read_text() == (tmp_path / "files" / "run.json").read_text()
+    scores = []
+    for run in ("files", "packed"):
+        assert score([str(tmp_path / run), "--truth", str(pictures)]) == 0
+        scores.append((tmp_path / run / "scores.jsonl").read_text())
+    assert scores[0] == scores[1]
