@@ -21,6 +21,7 @@ COMMANDS = {
     "status": ("sweeps.overview", "main", "SWEEP_DIR", "what is done, running, failed or missing of a sweep"),
     "collect": ("report.command", "collect", "SWEEP_DIR...", "all results of sweeps, finished or not, in one table"),
     "report": ("report.command", "report", "SWEEP_DIR...", "tables, plots and an HTML page about sweeps"),
+    "dashboard": ("dashboard", "main", "SWEEP [--dry-run]", "save a Weights & Biases workspace for a sweep"),
     "check-operator": ("checks.operators", "main", "_target_=… [k=v …]", "check the laws of an operator of your own"),
     "check-generator": ("checks.generators", "main", "_target_=… [k=v …]", "check the laws of a generator of your own"),
 }

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.loggers import Logger
 
 from .callbacks.progress import display
 from .data.images import load_images
@@ -22,6 +23,7 @@ from .exit_codes import DONE, REFUSED, SOME_FAILED
 from .files import write_atomically
 from .generators.base import LayeredGenerator
 from .interrupt import Interrupted, StopRequest, Taken, listen
+from .loggers import RunInfo, RunLog
 from .observations import MODES, Measured, Observations, Simulated
 from .operators.base import ForwardOperator
 from .operators.noise import NoiseModel
@@ -66,13 +68,14 @@ def run_job(config: DictConfig, folder: str | Path) -> int:
 def _run_job(config: DictConfig, folder: Path, overrides: Sequence[str], stop: StopRequest) -> int:
     try:
         setting = build(config, overrides)
+        log = build_log(config, setting, folder)
     except REFUSALS as error:
         record_refusal(config, folder, overrides, error)
         return refuse(error)
     steps = len(setting.own_batches) * setting.steps_per_batch
     try:
         with display(steps) as shown:
-            rows = run(setting, folder, shown, stop)
+            rows = run(setting, folder, shown, stop, log)
     except RunError as error:
         record_refusal(config, folder, overrides, error)
         return refuse(error)
@@ -187,8 +190,6 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
         seed=config.seed,
         checkpoint_every_seconds=config.checkpoint_every_seconds,
         trainer=values["trainer"],
-        logger=_logger(config.logger.factory) if config.logger.factory else None,
-        log_every=config.logger.every,
         shard=shard,
         force=force_word(config.get("force")),
         inputs=inputs_of(values),
@@ -198,11 +199,28 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
     )
 
 
-def _logger(config: Any) -> Callable[[Path, str], Sequence[Logger]]:
-    factory: Any = instantiate(config, "logger.factory", object, _partial_=True)
-    if not callable(factory):
-        raise RunError(f"logger.factory={config}: expected a _target_, called with a folder and a name for each fit")
-    return cast("Callable[[Path, str], Sequence[Logger]]", factory)
+def build_log(config: DictConfig, setting: Setting, folder: Path) -> RunLog:
+    """What follows the run in ``folder``, as ``logger=…`` says; see ``loggers``."""
+    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    sweep, overrides = None, {}
+    if HydraConfig.initialized():
+        job = HydraConfig.get()
+        if job.mode == RunMode.MULTIRUN:
+            sweep = Path(job.sweep.dir).resolve().name
+        parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+        overrides = {override.get_key_element(): override.get_value_string() for override in parsed}
+    methods = tuple((method.name, method.schedule.steps) for method in setting.methods)
+    info = RunInfo(folder, values, setting.task_name, methods, sweep, overrides)
+    make: Any = instantiate(config.logger, "logger", object, _partial_=True)
+    try:
+        log = make(info)
+    except ValueError:
+        raise
+    except Exception as error:  # no such option, say
+        raise RunError(f"logger._target_={config.logger.get('_target_')}: {one_line(error)}") from error
+    if not isinstance(log, RunLog):
+        raise RunError(f"logger._target_={config.logger._target_}: gives a {type(log).__name__}, expected a RunLog")
+    return log
 
 
 def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple[ForwardOperator, Observations]:

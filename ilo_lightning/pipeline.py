@@ -20,7 +20,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from .callbacks.progress import Display
 from .data.images import DataError
 from .files import pack, write_atomically
 from .interrupt import StopRequest
+from .loggers import RunLog
 from .observations import Observation, Observations, observe
 from .records import Row, write_image
 from .rehearsal import one_line
@@ -40,8 +41,10 @@ from .sweeps.shard import Shard
 from .sweeps.status import RESULTS
 
 
-def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | None = None) -> list[Row]:
-    """Work through the images of the shard; go on where an earlier call on the same folder stopped.
+def run(
+    setting: Setting, folder: Path, display: Display, stop: StopRequest | None = None, log: RunLog | None = None
+) -> list[Row]:
+    """Work through the images of the shard; go on where an earlier call on the same folder stopped. ``log`` follows it.
 
     Returns:
         A row per image, as in results.jsonl. A row with ``error`` has no result: an unreadable image, say. A row with
@@ -51,15 +54,16 @@ def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | No
         RunError: if the folder holds another run, or another process is working in it.
         Interrupted: if asked to stop.
     """
-    stop = stop or StopRequest()
+    stop, log = stop or StopRequest(), log or RunLog()
     parts = parts_of(setting, stop)
 
     def enter(others: bool) -> None:
         claim(setting, parts, folder, others)
 
     try:
-        with working(folder, setting.shard, enter, stop, setting.inputs, setting.overrides) as work:
-            rows = _run_batches(setting, folder, display, stop)
+        with working(folder, setting.shard, enter, stop, setting.inputs, setting.overrides) as work, closing(log):
+            log.begin(identity.identity(parts))
+            rows = _run_batches(setting, folder, display, stop, log)
             found = [row_problems for row in rows if (row_problems := problems(row))]
             work.images = {"done": len(rows) - len(found), "failed": len(found)}
             if found:
@@ -77,7 +81,7 @@ def problems(row: Row) -> list[str]:
     return [str(outcome[key]) for outcome in outcomes for key in ("error", "fault") if key in outcome]
 
 
-def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopRequest) -> list[Row]:
+def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopRequest, log: RunLog) -> list[Row]:
     rows: list[Row] = []
     unwritten: dict[int, list[Row]] = {}
     for index, members in setting.own_batches:
@@ -86,10 +90,11 @@ def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopReq
         finished, faulty = batch.with_suffix(".jsonl"), Path(f"{batch}-fault.jsonl")
         if (before := _read_rows(finished)) is not None:
             display.step("finished before", setting.steps_per_batch, None)
+            log.batch(before)
             rows += before
             continue
         try:
-            found, complete = _run_batch(setting, folder, index, members, display, stop)
+            found, complete = _run_batch(setting, folder, index, members, display, stop, log)
             write_atomically(finished if complete else faulty, _lines(found))
             if complete:
                 for leftover in (*batch.parent.glob(f"{batch.name}-*.ckpt"), faulty, Path(f"{batch}-error.txt")):
@@ -97,8 +102,10 @@ def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopReq
         except OSError as error:  # a full disk, say: what is there stays, and the next call takes up this batch again
             found = [{"index": member, "error": f"can't be written: {error}"} for member in members]
             unwritten[index] = found
+        log.batch(found)
         rows += found
     _merge(setting, folder, unwritten)
+    log.finish()
     return rows
 
 
@@ -215,7 +222,7 @@ def _digests(observations: Observations, stop: StopRequest) -> list[str]:
 
 
 def _run_batch(
-    setting: Setting, folder: Path, index: int, members: range, display: Display, stop: StopRequest
+    setting: Setting, folder: Path, index: int, members: range, display: Display, stop: StopRequest, log: RunLog
 ) -> tuple[list[Row], bool]:
     """A row per image, and whether the batch was worked through: if something broke it off, the next call goes on."""
     rows: dict[int, Row] = {}
@@ -251,8 +258,8 @@ def _run_batch(
                     folder / "batches" / f"{name}.ckpt", setting.checkpoint_every_seconds, stop=stop
                 ),
                 trainer=setting.trainer,
-                loggers=setting.logger(folder / "logs", name) if setting.logger else (),
-                log_every=setting.log_every,
+                loggers=log.loggers(index, method.name, len(known)),
+                log_every=log.every,
                 display=display,
                 info={
                     "task": setting.task_name,
@@ -275,7 +282,8 @@ def _run_batch(
                 continue
             stop.check()
             try:
-                row = write_image(setting, Path(base, "images", observation.name), member, observation, runs, place)
+                target = Path(base, "images", observation.name)
+                row = write_image(setting, target, member, observation, runs, place, log)
             except OSError:
                 raise
             except Exception as error:  # whatever a user's own operator or generator raises: the point itself is saved

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.loggers import Logger
 
 from .generators.base import LayeredGenerator
 from .observations import Observations
@@ -38,7 +36,6 @@ class Setting:
             of files it makes the run's identity.
         method: what is run; ``baseline``, if any, is run first on the same measurements.
         trainer: further arguments of ``pytorch_lightning.Trainer``.
-        logger: called with a folder and a name for each fit, gives Lightning loggers.
         shard: the batches that are worked on; the others may be anywhere else.
         force: begin anew what was begun without this word; None: go on.
         inputs, overrides: for the status (see ``sweeps.status``).
@@ -56,8 +53,6 @@ class Setting:
     seed: int = 0
     checkpoint_every_seconds: float = 30.0
     trainer: Mapping[str, Any] | None = None
-    logger: Callable[[Path, str], Sequence[Logger]] | None = None
-    log_every: int = 10
     shard: Shard = field(default_factory=Shard)
     force: str | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
@@ -68,9 +63,8 @@ class Setting:
     def __post_init__(self) -> None:
         if not isinstance(self.pack, bool):
             raise RunError(f"pack={self.pack}: expected true or false")
-        for name, value in (("data.batch_size", self.batch_size), ("logger.every", self.log_every)):
-            if not _is_whole(value) or value < 1:
-                raise RunError(f"{name}={value}: expected a whole number, at least 1")
+        if not _is_whole(self.batch_size) or self.batch_size < 1:
+            raise RunError(f"data.batch_size={self.batch_size}: expected a whole number, at least 1")
         if not _is_whole(self.seed):
             raise RunError(f"seed={self.seed}: expected a whole number")
         if not isinstance(self.checkpoint_every_seconds, int | float) or not self.checkpoint_every_seconds > 0:

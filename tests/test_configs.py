@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from ilo_lightning.generators.checkpoints import save_generator
 from ilo_lightning.identity import identity
-from ilo_lightning.job import build
+from ilo_lightning.job import build, build_log
 from ilo_lightning.pipeline import parts_of
 from tests.networks import small_stylegan2
 
@@ -43,7 +43,9 @@ def test_composes_and_instantiates(group: str, name: str, tmp_path: Path):
     if (group, name) == ("task/noise", "poisson"):
         overrides.append("task=denoising")
     with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
-        setting = build(compose("config", overrides=overrides))
+        config = compose("config", overrides=overrides)
+        setting = build(config)
+        assert build_log(config, setting, tmp_path).every == 10
     assert len(setting.observations) >= 1
     assert setting.operator.input_shape == setting.generator.image_shape
 
