@@ -192,7 +192,7 @@ def build(logged: Logged, entity: str, project: str) -> ws.Workspace:
         sections=sections,
         settings=ws.WorkspaceSettings(max_runs=100, sort_panels_alphabetically=False),
         runset_settings=ws.RunsetSettings(
-            filters=[expr.Metric("Group") == logged.group],
+            filters=expr.And(expr.Metric("Group") == logged.group),
             order=[expr.Ordering(expr.Summary(errors[0]), ascending=errors[0] == "mse")],
             pinned_columns=["run:displayName", *columns],
         ),

@@ -210,7 +210,7 @@ def build_log(config: DictConfig, setting: Setting, folder: Path) -> RunLog:
         parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
         overrides = {override.get_key_element(): override.get_value_string() for override in parsed}
     methods = tuple((method.name, method.schedule.steps) for method in setting.methods)
-    info = RunInfo(folder, values, setting.task_name, methods, sweep, overrides)
+    info = RunInfo(folder, values, setting.task_name, methods, len(setting.batches), sweep, overrides)
     make: Any = instantiate(config.logger, "logger", object, _partial_=True)
     try:
         log = make(info)

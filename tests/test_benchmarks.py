@@ -73,6 +73,18 @@ def test_checkpoint_cost(repository: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_logging_cost(repository: Path, tmp_path: Path):
+    arguments = ["--batch=1", "--runs=1", "--override", "method.steps=[3,3,3,3]", "logger.every=1"]
+    record = run("logging_cost.py", *arguments, repository=repository, json_path=tmp_path / "l.json")
+    values = {(row["case"], row["metric"]): row["value"] for row in record["rows"]}
+    for logger in ("wandb", "tensorboard", "csv"):
+        case = f"{logger}/faces64/batch1"
+        assert 0 < values[case, "waiting_fraction"] <= values[case, "logging_overhead_fraction"]
+        assert values[case, "seconds_of_steps"] > 0
+    assert values["wandb/faces64/batch1", "seconds_per_run"] > values["csv/faces64/batch1", "seconds_per_run"]
+
+
+@pytest.mark.slow
 def test_sweep_simulation(repository: Path, tmp_path: Path):
     """Much goes wrong, and nothing is lost or done twice; the files are those of docs/cluster.md."""
     size = ["--points=60", "--images=40", "--batch-size=10", "--nodes=1", "--harshness=30", f"--folder={tmp_path}"]

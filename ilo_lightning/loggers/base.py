@@ -26,6 +26,7 @@ class RunInfo:
         task: its name.
         methods: name and number of steps of each, in the order in which they are run on every batch; the last is the
             run's method, one before it the baseline.
+        batches: how many.
         sweep: name of the multirun that it is a job of, if any.
         overrides: of the command line, those of a multirun's job included: key to value, as they were written.
     """
@@ -34,12 +35,18 @@ class RunInfo:
     config: Mapping[str, Any]
     task: str
     methods: tuple[tuple[str, int], ...]
+    batches: int = 1
     sweep: str | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
         return self.methods[-1][0]
+
+    @property
+    def steps(self) -> int:
+        """Of all methods on all batches."""
+        return self.batches * sum(steps for _, steps in self.methods)
 
     @property
     def shard(self) -> str | None:

@@ -29,6 +29,7 @@ def choose_mode(wanted: str | None) -> tuple[str, str | None]:
         raise LoggerError(f"logger.mode={mode}: expected one of {', '.join(MODES)}")
     if mode != "online":
         return mode, None
+    settings.mode = "online"  # or login() looks at WANDB_MODE, whatever we were told
     try:
         if wandb.login(prompt=False, verify=True):
             return "online", None

@@ -84,6 +84,8 @@ class WandbLog(RunLog):
         self._finished = False
         self._rows: list[Mapping[str, Any]] = []
         self._strips: list[str] = []
+        self._pictures: dict[str, Sequence[Panel]] = {}
+        self._batch_end = 0
         self._shard = f"-{info.shard.replace('/', 'of')}" if info.shard else ""  # shards may share a folder
         self._course = Course(info.folder / "logs" / f"course{self._shard}.jsonl")
         self._record = info.folder / "logs" / f"wandb{self._shard}.json"
@@ -102,11 +104,13 @@ class WandbLog(RunLog):
         names = [name for name, _ in self.info.methods]
         steps = [steps for _, steps in self.info.methods]
         start = batch * sum(steps) + sum(steps[: names.index(method)])
+        self._batch_end = (batch + 1) * sum(steps)
 
         def tell(values: Mapping[str, float], step: int) -> None:
             self._course.add(batch, method, images, step, values)
             live = {f"live/{name}": value for name, value in values.items()}
-            self._try(lambda run: run.log({"live/step": start + step, "live/batch": batch, **live}))
+            place = start + step
+            self._try(lambda run: _log(run, {"live/step": place, "live/batch": batch, **live}, place))
 
         self._try(lambda run: None)  # begins the run, outside of the time of a step
         return [] if self._failed else [_Fit(tell)]
@@ -116,14 +120,18 @@ class WandbLog(RunLog):
         if key not in self._strips and len(self._strips) < self.images:
             self._strips.append(key)
         if key in self._strips:
-            self._try(lambda run: run.log({key: [_image(panel) for panel in panels]}))
+            self._pictures[key] = panels
 
     def batch(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._rows += rows
         if self._run is not None:
-            self._try(self._summarise)
+            self._try(self._show_batch)
 
-    def _summarise(self, run: wandb.Run) -> None:
+    def _show_batch(self, run: wandb.Run) -> None:
+        pictures = {key: [_image(panel) for panel in panels] for key, panels in self._pictures.items()}
+        self._pictures.clear()
+        if pictures:
+            _log(run, pictures, self._batch_end)
         run.summary.update(summarise(self._rows))
         self._write_record(finished=False)
 
@@ -133,18 +141,19 @@ class WandbLog(RunLog):
 
     def _conclude(self, run: wandb.Run) -> None:
         """What is only known at the end: curves over all images, the table, the summary."""
+        end = self.info.steps
         for method, points in self._course.means().items():
             prefix = "curve" if method == self.info.method else "baseline_curve"
             for point in points:
-                run.log({f"{prefix}/{name}": value for name, value in point.items()})
+                _log(run, {f"{prefix}/{name}": value for name, value in point.items()}, end)
         summary = summarise(self._rows)
         swept = swept_values(self.info)
         if swept:
             axes = {sweep_key(key): value for key, value in swept.items()}
-            run.log({**axes, **{f"sweep/{name}": value for name, value in summary.items()}})
+            _log(run, {**axes, **{f"sweep/{name}": value for name, value in summary.items()}}, end)
         run.summary.update(summary)
         with _staging(self.info.folder):
-            run.log({"results": self._table()})
+            _log(run, {"results": self._table()}, end)
         self._write_record(finished=True)
         self._finished = True
 
@@ -316,6 +325,12 @@ def _staging(folder: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ[name]
+
+
+def _log(run: wandb.Run, values: Mapping[str, Any], place: int) -> None:
+    """A row of the W&B run's history, numbered by its place in the work: a process that goes on with a run offline
+    can't know how many rows were written before, and the rows of both are uploaded to one run."""
+    run.log(dict(values), step=max(place, run.step), commit=True)
 
 
 def _image(panel: Panel) -> wandb.Image:

@@ -24,8 +24,9 @@ class Server(ThreadingHTTPServer):
         self.mood = mood
         self.queries: list[tuple[str, dict[str, Any]]] = []
         """GraphQL operations with their variables."""
+        self.runs: set[str] = set()
         self.history: list[dict[str, Any]] = []
-        """The rows that ``run.log`` made."""
+        """The rows that ``run.log`` made, of all runs."""
 
     @property
     def url(self) -> str:
@@ -38,15 +39,29 @@ class Server(ThreadingHTTPServer):
             me = {"id": "V", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
             return {"viewer": me}
         if operation == "RunResumeStatus":
-            return {"model": None}
+            if variables["name"] not in self.runs:
+                return {"model": None}
+            run = {
+                "summaryMetrics": "{}",
+                "config": "{}",
+                "displayName": "",
+                "notes": "",
+                "wandbConfig": '{"t": {"1": []}}',
+            }
+            run |= {"logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]"}
+            run |= {"historyLineCount": len(self.history), "historyTail": json.dumps([json.dumps(self.history[-1])])}
+            return {"model": {"bucket": run, "entity": {"id": "E", "name": "me"}}}
         if operation == "UpsertBucket":
             project = {"id": "P", "name": "ilo", "entity": {"id": "E", "name": "me"}}
             name = variables["name"]
+            self.runs.add(name)
             run = {"id": "R", "name": name, "displayName": name, "config": "{}", "project": project}
             return {"upsertBucket": {"bucket": run, "inserted": True}}
         if operation == "CreateRunFiles":
             files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in variables["files"]]
             return {"createRunFiles": {"runID": "R", "uploadHeaders": [], "files": files}}
+        if "spec" in variables:
+            return {"upsertView": {"view": {"id": "W", "name": variables["name"]}, "inserted": True}}
         return None
 
 

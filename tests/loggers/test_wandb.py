@@ -11,14 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import wandb
 from omegaconf import OmegaConf
 from PIL import Image
 
+import wandb
 from ilo_lightning.loggers import WandbLog
 from ilo_lightning.loggers.base import LoggerError, RunInfo
 from ilo_lightning.loggers.wandb_login import choose_mode
@@ -50,6 +51,9 @@ def afresh() -> Iterator[None]:
     wandb.teardown()
     yield
     wandb.teardown()
+
+
+KEY = "0" * 40
 
 
 def of_its_own() -> dict[str, str]:
@@ -204,11 +208,26 @@ def test_a_requeued_job_keeps_its_id(kill: signal.Signals, checkpoint: Path, pic
         assert first.summary["exit_code"] == 1 and "preempting" in {record["type"] for record in first.records}
         live = first.curve("live/data_fit") | last.curve("live/data_fit")
         assert set(live) >= set(range(0, 360, 2)), "together they hold the whole course"
+        uploaded = synchronise(sorted((tmp_path / "wandb").glob("offline-run-*")))
+        assert uploaded.runs == {ids[0]}
+        assert {row["live/step"] for row in uploaded.history if "live/step" in row} == set(live)
+        steps = [row["_step"] for row in uploaded.history]
+        assert steps == sorted(set(steps)), "the second goes on where the first ended"
     curve = last.curve("curve/data_fit")
     solutions = [Solution.load(tmp_path / row["folder"] / "solution.safetensors") for row in rows_of(tmp_path)]
     assert set(curve) >= set(range(0, 180, 2)), "the points of what was done before the kill are there too"
     for step, value in curve.items():
         assert value == pytest.approx(np.mean([float(solution.history[int(step)]) for solution in solutions]), rel=1e-5)
+
+
+def synchronise(folders: list[Path]) -> Server:
+    """What a server has got after ``wandb sync``."""
+    with serving() as server:
+        environment = {**of_its_own(), "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        command = [sys.executable, "-m", "wandb", "sync", *map(str, folders)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 or "not here" in done.stderr, done.stderr  # tables need more of a server
+    return server
 
 
 def test_a_finished_run_is_told_once(checkpoint: Path, pictures: Path, tmp_path: Path):
@@ -300,7 +319,14 @@ def test_options_that_make_no_sense_are_refused(options: dict, words: str):
         WandbLog(INFO, **options)
 
 
-KEY = "0" * 40
+def test_every_shard_of_a_point_has_an_id_of_its_own():
+    ids = []
+    for shard in (None, "1/2", "2/2", "2/4"):
+        log = WandbLog(replace(INFO, config={"data": {"shard": shard}}), mode="offline", suffix="-again")
+        log.begin("0123456789abcdef" * 4)
+        ids.append(log.run_id)
+    names = ("", "-1of2", "-2of2", "-2of4")
+    assert ids == [f"0123456789abcdef{name}-again" for name in names]
 
 
 def test_without_a_login_it_is_offline(afresh: None):
