@@ -244,11 +244,12 @@ def save(workspace: ws.Workspace) -> str:
     from .loggers.wandb_login import choose_mode, first_line
 
     try:
-        mode, remark = choose_mode("online")
+        mode, _ = choose_mode("online")
     except LoggerError as error:
-        raise DashboardError(str(error).replace("logger=wandb", "ilo dashboard")) from None
+        message = str(error).replace("logger=wandb", "ilo dashboard").replace("logger.mode=offline", "--dry-run")
+        raise DashboardError(message) from None
     if mode != "online":
-        raise DashboardError(f"{remark}; with --dry-run nothing is sent")
+        raise DashboardError("ilo dashboard: W&B doesn't answer; try again, or use --dry-run, which sends nothing")
     try:
         workspace.save()
         return workspace.url

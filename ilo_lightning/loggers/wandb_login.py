@@ -41,7 +41,8 @@ def choose_mode(wanted: str | None) -> tuple[str, str | None]:
             raise LoggerError(
                 f"logger=wandb: {reason}; correct WANDB_API_KEY or run `wandb login`, or use logger.mode=offline"
             ) from None
-        return "offline", f"W&B: no answer from {settings.base_url}; logging offline"
+        remark = f"W&B: no answer from {settings.base_url}; logging offline, as WANDB_MODE=offline does at once"
+        return "offline", remark
     if told == "online":
         raise LoggerError(
             "logger=wandb: told to be online, but not logged in; run `wandb login`, or use logger.mode=offline"

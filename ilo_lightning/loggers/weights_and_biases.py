@@ -60,7 +60,7 @@ class WandbLog(RunLog):
         images: int = 16,
         mode: str | None = None,
         suffix: str = "",
-        timeout: float = 60.0,
+        timeout: float = 30.0,
     ):
         super().__init__(info, every)
         if not isinstance(images, int) or isinstance(images, bool) or images < 0:

@@ -42,9 +42,12 @@ def offline_runs(folder: Path) -> list[OfflineRun]:
 
 
 def read(path: Path) -> OfflineRun:
+    path = path.resolve()
+
     def inspect(*options: str) -> str:
         command = [sys.executable, "-m", "wandb", "leet", "inspect", *options, "--json", str(path)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        # In that folder, since the client leaves a log in the one that it is called in.
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=path.parent).stdout
 
     records = [json.loads(line) for line in inspect().splitlines()]
     return OfflineRun(path.parent, json.loads(inspect("--summary")), records)

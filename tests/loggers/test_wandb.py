@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import wandb
 from omegaconf import OmegaConf
 from PIL import Image
 
-import wandb
 from ilo_lightning.loggers import WandbLog
 from ilo_lightning.loggers.base import LoggerError, RunInfo
 from ilo_lightning.loggers.wandb_login import choose_mode
@@ -225,7 +225,7 @@ def synchronise(folders: list[Path]) -> Server:
     with serving() as server:
         environment = {**of_its_own(), "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
         command = [sys.executable, "-m", "wandb", "sync", *map(str, folders)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folders[0])
     assert done.returncode == 0 or "not here" in done.stderr, done.stderr  # tables need more of a server
     return server
 
@@ -362,7 +362,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(afresh: None, monkeypat
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         mode, remark = choose_mode(None)
-    assert mode == "offline" and remark == f"W&B: no answer from {server.url}; logging offline"
+    assert mode == "offline" and remark and remark.startswith(f"W&B: no answer from {server.url}; logging offline")
 
 
 @pytest.fixture
