@@ -85,7 +85,7 @@ class WandbLog(RunLog):
         self._rows: list[Mapping[str, Any]] = []
         self._strips: list[str] = []
         self._pictures: dict[str, Sequence[Panel]] = {}
-        self._batch_end = 0
+        self._batch_end, self._row = 0, 0
         self._shard = f"-{info.shard.replace('/', 'of')}" if info.shard else ""  # shards may share a folder
         self._course = Course(info.folder / "logs" / f"course{self._shard}.jsonl")
         self._record = info.folder / "logs" / f"wandb{self._shard}.json"
@@ -110,7 +110,7 @@ class WandbLog(RunLog):
             self._course.add(batch, method, images, step, values)
             live = {f"live/{name}": value for name, value in values.items()}
             place = start + step
-            self._try(lambda run: _log(run, {"live/step": place, "live/batch": batch, **live}, place))
+            self._try(lambda run: self._log(run, {"live/step": place, "live/batch": batch, **live}, place))
 
         self._try(lambda run: None)  # begins the run, outside of the time of a step
         return [] if self._failed else [_Fit(tell)]
@@ -131,7 +131,7 @@ class WandbLog(RunLog):
         pictures = {key: [_image(panel) for panel in panels] for key, panels in self._pictures.items()}
         self._pictures.clear()
         if pictures:
-            _log(run, pictures, self._batch_end)
+            self._log(run, pictures, self._batch_end)
         run.summary.update(summarise(self._rows))
         self._write_record(finished=False)
 
@@ -145,15 +145,15 @@ class WandbLog(RunLog):
         for method, points in self._course.means().items():
             prefix = "curve" if method == self.info.method else "baseline_curve"
             for point in points:
-                _log(run, {f"{prefix}/{name}": value for name, value in point.items()}, end)
+                self._log(run, {f"{prefix}/{name}": value for name, value in point.items()}, end)
         summary = summarise(self._rows)
         swept = swept_values(self.info)
         if swept:
             axes = {sweep_key(key): value for key, value in swept.items()}
-            _log(run, {**axes, **{f"sweep/{name}": value for name, value in summary.items()}}, end)
+            self._log(run, {**axes, **{f"sweep/{name}": value for name, value in summary.items()}}, end)
         run.summary.update(summary)
         with _staging(self.info.folder):
-            _log(run, {"results": self._table()}, end)
+            self._log(run, {"results": self._table()}, end)
         self._write_record(finished=True)
         self._finished = True
 
@@ -221,6 +221,13 @@ class WandbLog(RunLog):
         option = "" if offline else "--include-online "
         return f"wandb sync {option}{shlex.quote(str(self.info.folder))}/wandb/{offline}run-*-{self.run_id}"
 
+    def _log(self, run: wandb.Run, values: Mapping[str, Any], place: int) -> None:
+        """A row of the W&B run's history, numbered by its place in the work: a process that goes on with a run offline
+        can't know how many rows were written before, and the rows of both are uploaded to one run."""
+        self._row = max(place, self._row)
+        run.log(dict(values), step=self._row, commit=True)
+        self._row += 1
+
     def _try(self, action: Callable[[wandb.Run], None]) -> None:
         """Do something with the W&B run, which is begun if it isn't yet. If that fails, it ends the logging only."""
         if self._failed:
@@ -253,6 +260,7 @@ class WandbLog(RunLog):
             run.define_metric(f"{section}/step", summary="none")
             run.define_metric(f"{section}/*", step_metric=f"{section}/step", summary="none")
         run.define_metric("sweep/*", summary="none")
+        self._row = run.step  # where the server knows rows of before; asked once, since it waits for W&B's process
         self._write_record(finished=False)
         if self.mode == "online":
             print(f"W&B: {run.url}")
@@ -283,12 +291,17 @@ class WandbLog(RunLog):
         import wandb
 
         run, self._run = self._run, None
-        if isinstance(error, ConnectionError):  # W&B's own process is gone: let go of it, or it complains at the exit
+        gone = run is None and not isinstance(error, wandb.Error)
+        if run is not None:
+            try:
+                run.finish(exit_code=1)
+            except TimeoutError:  # the rest can be uploaded later
+                pass
+            except Exception:  # what W&B raises for this is not documented
+                gone = True
+        if gone:  # W&B's own process: let go of it, or it complains at the exit, and the next run has no other
             with suppress(Exception):
                 wandb.teardown()
-        elif run is not None:
-            with suppress(Exception):
-                run.finish(exit_code=1)
 
 
 class _Fit(Logger):
@@ -325,12 +338,6 @@ def _staging(folder: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ[name]
-
-
-def _log(run: wandb.Run, values: Mapping[str, Any], place: int) -> None:
-    """A row of the W&B run's history, numbered by its place in the work: a process that goes on with a run offline
-    can't know how many rows were written before, and the rows of both are uploaded to one run."""
-    run.log(dict(values), step=max(place, run.step), commit=True)
 
 
 def _image(panel: Panel) -> wandb.Image:
