@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .exit_codes import DONE, REFUSED
 from .files import write_atomically
 
 if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws
 
-DONE, REFUSED = 0, 2
 IMAGES = 8
 """So many images have a grid of their own."""
 

@@ -168,7 +168,7 @@ def claim(setting: Setting, parts: Mapping[str, Any], folder: Path, others: bool
     if setting.force is not None and (found or {}).get("force") != setting.force:
         if others:
             raise RunError(f"force: other processes work in {folder}; stop them first")
-        for name in ("batches", "images", "logs"):
+        for name in ("batches", "images", "logs", "wandb"):
             shutil.rmtree(folder / name, ignore_errors=True)
         for path in (folder / RESULTS, record, folder / "config.yaml", *folder.glob("status*.json")):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What happens around a step: stages, constraints, the best iterate, checkpoints, history, curves, pictures, progress."""
+"""What happens around a step: stages, constraints, best iterate, checkpoints, history, curves, pictures, progress."""
 
 from .best_iterate import BestIterate
 from .checkpoint import ResumeCheckpoint

@@ -5,6 +5,7 @@ Imports wandb only where it is used. docs/wandb.md says what lands where.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,10 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from pytorch_lightning.loggers import Logger
 
 from .. import identity as provenance
-from ..files import write_atomically
+from ..files import read_stored, write_atomically
 from ..interrupt import Interrupted
 from ..report.figure import Panel
 from .base import LoggerError, RunInfo, RunLog
@@ -192,12 +194,20 @@ class WandbLog(RunLog):
             cells: list[Any] = [row.get("image", f"image {row['index']}"), outcome.get("method", self.info.method)]
             for picture in pictures:
                 name = f"{picture}{suffix}.png" if picture == "reconstruction" else f"{picture}.png"
-                path = self.info.folder / row.get("folder", "") / name
-                cells.append(wandb.Image(str(path)) if row.get("image") in shown and path.exists() else None)
+                cells.append(self._picture(row, name) if row.get("image") in shown else None)
             values = {**outcome, **outcome.get("metrics", {})}
             cells += [values.get(name) for name in names]
             table.add_data(*cells, outcome.get("error") or outcome.get("fault"))
         return table
+
+    def _picture(self, row: Mapping[str, Any], name: str) -> wandb.Image | None:
+        """One of an image's pictures, from its folder or packed."""
+        import wandb
+
+        try:
+            return wandb.Image(Image.open(io.BytesIO(read_stored(self.info.folder, row, name))))
+        except OSError:
+            return None
 
     def close(self) -> None:
         with suppress(OSError):
