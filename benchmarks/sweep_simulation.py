@@ -242,7 +242,7 @@ class Cluster:
             self.kill(job, job.version, requeue=True)
         self.after(MEAN_HOURS["node failure"], lambda: self.fail_node(node))
 
-    def compute(self, setting, folder: Path, index: int, members: range, display, stop: StopRequest):
+    def compute(self, setting, folder: Path, index: int, members: range, display, stop: StopRequest, log):
         """Instead of ``pipeline._run_batch``: takes its time, and gives rows."""
         job: Job = self.here.job
         name = job.point.folder

@@ -176,7 +176,7 @@ def _config(fraction: float, sigma: float, radius: float, seed: int, baseline: b
         "baseline": _method("csgm", [0], None) if baseline else None,
         "data": {"mode": "simulated", "path": "pictures", "batch_size": batch_size, "limit": None, "shard": None},
         "trainer": {"accelerator": "cpu", "precision": "32-true"},
-        "logger": {"factory": None, "every": 10},
+        "logger": {"_target_": "ilo_lightning.loggers.RunLog", "every": 10},
         "ops": {"impl": "auto"},
     }
 
