@@ -77,6 +77,8 @@ UNNAMED = (
     "data.batch_size",
     "data.shard",
     "checkpoint_every",
+    "force",
+    "pack",
 )
 
 
