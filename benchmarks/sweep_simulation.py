@@ -57,11 +57,11 @@ EPOCH = 1e9
 class SyntheticImages(Observations):
     """Images of which only the digests exist."""
 
-    def __init__(self, count: int):
-        self.count = count
+    def __init__(self, number: int):
+        self.number = number
 
     def __len__(self) -> int:
-        return self.count
+        return self.number
 
     def __getitem__(self, index: int) -> Observation:  # pyright: ignore[reportIncompatibleMethodOverride]
         raise AssertionError("nothing is computed")
@@ -142,6 +142,7 @@ class Cluster:
                 self.start(self.queue.pop(0))
             if not self.running and not self.queue:
                 self.events.clear()
+                self.now += lease.STALE  # the next call comes a while later
                 return
             self.now, _, what = heapq.heappop(self.events)
             what()
@@ -203,8 +204,13 @@ class Cluster:
         self.jobs[job.id] = again
         self.at(self.random.uniform(5, 300), lambda: self.queue.append(again))
         # Keeps the loop alive while it waits; nothing else may be left.
-        self.running.setdefault(f"waiting {job.id} {again.restarts}", again)
-        self.at(301, lambda: self.running.pop(f"waiting {job.id} {again.restarts}", None))
+        waiting = f"waiting {job.id} {again.restarts}"
+        self.running[waiting] = again
+
+        def is_back() -> None:
+            self.running.pop(waiting, None)
+
+        self.at(301, is_back)
 
     def go_on(self, job: Job, version: int) -> None:
         if job.version == version and self.running.get(job.id) is job:
@@ -311,6 +317,7 @@ class Cluster:
             patch.object(Lease, "acquire", acquire),
             patch.object(Lease, "renew", lambda lease: True),
             patch.object(pipeline, "_run_batch", self.compute),
+            patch.object(os, "fsync", lambda descriptor: None),  # processes die here, machines don't lose their disks
             redirect_stdout(io.StringIO()),
             redirect_stderr(io.StringIO()),
         ):
@@ -342,9 +349,15 @@ def main() -> None:
 
 def simulate(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """The rows of the table; raises if anything was lost or done twice."""
-    options = vars(arguments)
-    given = (options[name] for name in ("images", "batch_size", "nodes"))
-    cluster = Cluster(folder, *given, not arguments.files, arguments.harshness, arguments.seed)
+    cluster = Cluster(
+        folder,
+        arguments.images,
+        arguments.batch_size,
+        arguments.nodes,
+        not arguments.files,
+        arguments.harshness,
+        arguments.seed,
+    )
     seeds = ",".join(str(seed) for seed in range(max(1, arguments.points // 20)))
     command = ["task=denoising", "task.noise.sigma=0.1,0.2,0.3,0.4", "method.radius=0.03,0.1,0.3,1,3", f"seed={seeds}"]
     took: dict[str, float] = {}

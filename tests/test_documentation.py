@@ -39,7 +39,7 @@ NOT_RUN = {
     r".* generator\.checkpoint=stylegan2-ffhq-config-f\.pt.*": "no such file here; tests do it with random weights",
     r"ilo convert network\.pkl .*": "no such file here; tests/test_checkpoint_commands.py does it",
     r"make [a-z-]+": "installs an environment first; `make -n` says whether there is such a target",
-    r"git clone .*|python3 -m venv .*": "makes an environment; tests/test_packaging.py and tests/test_container.py do it",
+    r"git clone .*|python3 -m venv .*": "makes an environment; tests/test_container.py does it",
     r"wandb .*|ilo dashboard .*": "needs an account; tests/loggers has a server's stand-in",
     r"ilo solve .*/launcher=slurm .*|python run\.py .*/launcher=slurm": "needs a cluster; tests/slurm starts one",
     r"ilo solve .*=/shared/.*|ilo status .*": "no such folder here; tests/test_sweep.py makes one",

@@ -122,8 +122,8 @@ class PointSweeper(Sweeper):
         (combinations,) = BasicSweeper.split_arguments(swept, None)
 
         @functools.cache
-        def is_group(override: str) -> bool:
-            return bool(loader.get_group_options(override.lstrip("+~").partition("=")[0].partition("@")[0]))
+        def is_group(name: str) -> bool:
+            return bool(loader.get_group_options(name))
 
         @functools.cache
         def composed(chosen: tuple[str, ...]) -> Mapping[str, Any]:
@@ -139,7 +139,7 @@ class PointSweeper(Sweeper):
         kinds: set[tuple[str, ...]] = set()
         points: dict[Point, Point] = {}
         for combination in combinations:
-            groups = tuple(override for override in combination if is_group(override))
+            groups = tuple(o for o in combination if is_group(o.lstrip("+~").partition("=")[0].partition("@")[0]))
             kind = (*groups, "", *(override.partition("=")[0] for override in combination))
             if kind not in kinds:
                 loader.load_sweep_config(master, list(combination))
