@@ -4,8 +4,9 @@
 
 What is simulated: the cluster (nodes, a queue, arrivals, preemptions, node failures, out-of-memory kills, points that
 fail at first) and the arithmetic, which takes as long as the cost model of docs/cluster.md says, and gives synthetic
-rows. What is real: planning and skipping points, identities, leases, status, and the writing, resuming and merging of
-results. A second call of the same sweep is made while the first one runs; then calls follow until nothing is missing.
+rows. What is real: planning and skipping points, identities, leases, status, and the writing, resuming, merging and
+collecting of results. A second call of the same sweep is made while the first one runs; then calls follow until nothing
+is missing.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from ilo_lightning.callbacks.progress import QuietDisplay
 from ilo_lightning.interrupt import Interrupted, StopRequest
 from ilo_lightning.main import main as ilo
 from ilo_lightning.observations import Observation, Observations
+from ilo_lightning.report.collect import collect
 from ilo_lightning.sweeps import lease, overview, sweeper
 from ilo_lightning.sweeps.lease import Holder, Lease
 from ilo_lightning.sweeps.plan import Point
@@ -379,6 +381,7 @@ def simulate(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]
             timed("work", cluster.run)
         timed("last call", lambda: cluster.launch(command))
         entries = timed("status", lambda: overview.entries(folder))
+    collection = timed("collect", lambda: collect([folder]))
     batches = -(-arguments.images // arguments.batch_size)
     assert len(entries) == points and all(entry.finding.state == "done" for entry in entries), "a point is not done"
     lost = points * batches - len(cluster.finished)
@@ -387,6 +390,9 @@ def simulate(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]
         indices = [json.loads(line)["index"] for line in (folder / entry.point.folder / "results.jsonl").open()]
         assert indices == list(range(arguments.images)), f"{entry.point.folder}: rows are lost, or there twice"
     assert lost == twice == 0, f"{lost} batches lost, {twice} done twice"
+    rows = collection.rows.filter(collection.rows["error"].is_null()).n_unique(["number", "image"])
+    assert rows == len(collection.rows) == points * arguments.images, f"{rows} rows of {len(collection.rows)} collected"
+    assert not collection.problems, collection.problems[:3]
     files = [path for path in folder.rglob("*") if path.is_file()]
     case = f"{points}x{arguments.images}"
     counts = {
@@ -402,6 +408,7 @@ def simulate(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]
         row(case, "seconds_first_call", took["first call"], "s"),
         row(case, "seconds_last_call", took["last call"], "s"),
         row(case, "seconds_status", took["status"], "s"),
+        row(case, "seconds_collect", took["collect"], "s"),
         row(case, "seconds_per_attempt", took["work"] / cluster.seen["attempts"], "s"),
     ]
 

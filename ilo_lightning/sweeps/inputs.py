@@ -50,4 +50,4 @@ def stamp_of(path: str) -> str:
         except OSError:
             continue
         lines.append(f"{file} {stat.st_size} {stat.st_mtime_ns}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] if lines else ""
+    return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16] if lines else ""

@@ -112,10 +112,14 @@ class Lease:
             descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             return False
-        with os.fdopen(descriptor, "w") as file:
-            file.write(json.dumps(asdict(self.holder)))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(json.dumps(asdict(self.holder)))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # a full disk: an empty lease would be somebody's for five minutes
+            self.path.unlink(missing_ok=True)
+            raise
         return True
 
     def _remove(self, dead: Holder | None) -> None:
@@ -197,7 +201,7 @@ def server_time(folder: Path) -> float:
     Raises:
         OSError: if nothing can be written there.
     """
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".now.") as file:
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".now.", suffix=".part") as file:
         return os.stat(file.name).st_mtime
 
 

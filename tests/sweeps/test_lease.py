@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -149,6 +150,20 @@ def test_a_requeued_job_succeeds_itself_at_once(tmp_path: Path, monkeypatch: pyt
         Lease(path).acquire()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     Lease(path).acquire()
+
+
+def test_a_full_disk_leaves_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An empty one would be somebody's, for five minutes."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            Lease(tmp_path / "lease").acquire()
+    assert not (tmp_path / "lease").exists()
+    Lease(tmp_path / "lease").acquire()
 
 
 def test_a_lease_that_is_half_written_is_held(tmp_path: Path):
