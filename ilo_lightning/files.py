@@ -86,7 +86,7 @@ def read_stored(run: Path, row: Mapping[str, Any], name: str) -> bytes:
 
 @contextmanager
 def unpacked(run: Path, pattern: str) -> Iterator[Path]:
-    """The folder ``images`` of a run, and, where its batches are packed, one for a while with the files that match."""
+    """The folder ``images`` of a run, or, where batches are packed, one for a while with all its files that match."""
     archives = sorted((run / "batches").glob("*.zip"))
     if not archives:
         yield run / "images"
@@ -97,6 +97,10 @@ def unpacked(run: Path, pattern: str) -> Iterator[Path]:
                 for member in archive.namelist():
                     if fnmatch.fnmatch(member.rpartition("/")[2], pattern):
                         archive.extract(member, folder)
+        for file in (run / "images").glob(f"*/{pattern}"):  # of batches that are not packed
+            target = Path(folder, "images", file.parent.name, file.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(file.absolute())
         yield Path(folder) / "images"
 
 

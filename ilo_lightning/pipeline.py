@@ -294,8 +294,13 @@ def _run_batch(
                 continue
             row |= {"folder": f"images/{observation.name}", "batch": index}
             rows[member] = row if fault is None else row | {"fault": fault}
+        packed = folder / "batches" / f"{index:04d}.zip"
         if setting.pack:
-            pack(Path(base), folder / "batches" / f"{index:04d}.zip")
+            pack(Path(base), packed)
+            for observation in known.values():  # of an earlier call that didn't pack
+                shutil.rmtree(folder / "images" / observation.name, ignore_errors=True)
+        else:
+            packed.unlink(missing_ok=True)
     return [rows[member] for member in members], complete
 
 

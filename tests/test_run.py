@@ -284,3 +284,22 @@ def test_a_packed_run_has_a_file_per_batch(checkpoint: Path, pictures: Path, tmp
         assert score([str(tmp_path / run), "--truth", str(pictures)]) == 0
         scores.append((tmp_path / run / "scores.jsonl").read_text())
     assert scores[0] == scores[1]
+
+
+def test_a_run_goes_on_packed_or_not(checkpoint: Path, pictures: Path, tmp_path: Path):
+    """Whatever the earlier call did, every image is in one place."""
+    for packing, again in (("false", "true"), ("true", "false")):
+        run = tmp_path / packing
+        assert main(arguments(checkpoint, pictures, run, *CSGM, f"pack={packing}")) == 0
+        rows = rows_of(run)
+        (run / "batches" / "0001.jsonl").unlink()
+        assert main(arguments(checkpoint, pictures, run, *CSGM, f"pack={again}")) == 0
+        assert comparable(rows_of(run)) == comparable(rows)
+        for row in rows:
+            in_folder = row["batch"] == (0 if packing == "false" else 1)
+            assert (run / row["folder"]).exists() == in_folder
+            assert (run / "batches" / f"{row['batch']:04d}.zip").exists() != in_folder
+            assert read_stored(run, row, "figure.png").startswith(b"\x89PNG")
+        assert score([str(run), "--truth", str(pictures)]) == 0
+        scored = [json.loads(line)["image"] for line in (run / "scores.jsonl").read_text().splitlines()]
+        assert set(scored) == {row["image"] for row in rows}
