@@ -30,7 +30,7 @@ test: $(faces)  ## the default tests
 	$(python) -m pytest -n $(WORKERS) $(PYTEST)
 
 test-all: $(faces)  ## every test that this machine can serve; the others skip and say why
-	$(python) -m pytest -m "" -rs -n $(WORKERS) $(PYTEST)
+	$(python) -m pytest -m "" -rs -n $(WORKERS) --dist loadgroup $(PYTEST)
 
 docs: $(installed)  ## write docs/configuration.md anew
 	$(python) tools/make_configuration_doc.py

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .main import DONE, REFUSED
+from .exit_codes import DONE, REFUSED
 from .ops import extension, toolchain
 
 

@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .exit_codes import REFUSED
+
 # name: (module, its function from arguments to exit code, usage, what it does)
 COMMANDS = {
     "solve": ("main", "solve", "[OVERRIDES]", "reconstruct images, as `python run.py` does; see `ilo solve --help`"),
@@ -16,8 +18,10 @@ COMMANDS = {
     "score": ("scoring", "main", "RUN --truth PATH", "score the reconstructions of a run against their true pictures"),
     "build-ops": ("build_ops", "main", "[cpu] [cuda] [--force]", "compile the kernels ahead of their first use"),
     "doctor": ("doctor", "main", "", "what this machine has, what would be used, what is missing where"),
+    "status": ("sweeps.overview", "main", "SWEEP_DIR", "what is done, running, failed or missing of a sweep"),
     "collect": ("report.command", "collect", "SWEEP_DIR...", "all results of sweeps, finished or not, in one table"),
     "report": ("report.command", "report", "SWEEP_DIR...", "tables, plots and an HTML page about sweeps"),
+    "dashboard": ("dashboard", "main", "SWEEP [--dry-run]", "save a Weights & Biases workspace for a sweep"),
     "check-operator": ("checks.operators", "main", "_target_=… [k=v …]", "check the laws of an operator of your own"),
     "check-generator": ("checks.generators", "main", "_target_=… [k=v …]", "check the laws of a generator of your own"),
 }
@@ -78,7 +82,7 @@ def _dispatch(argv: list[str]) -> None:
         print(__version__)
         sys.exit(0)
     print(f"error: unknown command {command!r}\n{usage()}", end="", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(REFUSED)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
+from .exit_codes import DONE
 from .generators.checkpoints import CheckpointError, load_generator, save_generator, sha256
 from .job import refuse
-from .main import DONE
 
 
 def main(arguments: Sequence[str]) -> int:

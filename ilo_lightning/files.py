@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import fnmatch
 import importlib.resources
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+import uuid
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 PACKAGE_PREFIX = "pkg://"
 
@@ -41,6 +45,63 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def pack(source: Path, path: Path) -> None:
+    """Write all files below ``source`` into one zip file, not compressed (pictures are already). Atomic."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with part.open("wb") as stream:
+            with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+                for file in sorted(source.rglob("*")):
+                    if file.is_file():
+                        archive.write(file, file.relative_to(source).as_posix())
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_stored(run: Path, row: Mapping[str, Any], name: str) -> bytes:
+    """A file of one image of a run, such as ``figure.png``, wherever it is: in the image's folder, or packed.
+
+    Args:
+        row: of the run's results.jsonl.
+
+    Raises:
+        FileNotFoundError: if it is in neither.
+    """
+    member = f"{row['folder']}/{name}"
+    if (run / member).exists():
+        return (run / member).read_bytes()
+    path = run / "batches" / f"{row.get('batch') or 0:04d}.zip"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(member)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise FileNotFoundError(f"{path}: {error}") from error
+
+
+@contextmanager
+def unpacked(run: Path, pattern: str) -> Iterator[Path]:
+    """The folder ``images`` of a run, or, where batches are packed, one for a while with all its files that match."""
+    archives = sorted((run / "batches").glob("*.zip"))
+    if not archives:
+        yield run / "images"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for path in archives:
+            with zipfile.ZipFile(path) as archive:
+                for member in archive.namelist():
+                    if fnmatch.fnmatch(member.rpartition("/")[2], pattern):
+                        archive.extract(member, folder)
+        for file in (run / "images").glob(f"*/{pattern}"):  # of batches that are not packed
+            target = Path(folder, "images", file.parent.name, file.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(file.absolute())
+        yield Path(folder) / "images"
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .sweeps.inputs import place
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -18,6 +20,29 @@ if TYPE_CHECKING:
 def identity(parts: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of JSON values, independent of the order of keys."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+NEUTRAL = (
+    "data.limit", "data.path", "data.shard", "data.batch_size", "task.mask", "task.operator.mask",
+    "generator.checkpoint", "generator.sha256", "generator.label",
+)  # fmt: skip
+"""Entries of a configuration that don't make a run, or are told by what they lead to: images, weights, a mask."""
+
+
+def without_places(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration without ``NEUTRAL`` entries, and without the names of files: of those the contents count."""
+    kept: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if name in NEUTRAL or _names_a_file(value):
+            continue
+        kept[key] = without_places(value, f"{name}.") if isinstance(value, Mapping) else value
+    return kept
+
+
+def _names_a_file(value: Any) -> bool:
+    """By its look, too: the name of a task is no file, whatever lies in the working directory."""
+    return isinstance(value, str) and ("/" in value or "." in value) and place(value) is not None
 
 
 def fingerprint(module: nn.Module) -> str:

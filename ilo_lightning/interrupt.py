@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from . import slurm
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # submitit asks by SIGUSR2
 
 
 class Interrupted(Exception):
@@ -20,21 +22,57 @@ class Interrupted(Exception):
         self.exit_code = 128 + signum
 
 
+class Taken(Interrupted):
+    """Another process has taken over the work, since this one gave no sign of life for minutes."""
+
+    def __init__(self) -> None:
+        super().__init__(signal.SIGTERM)
+        self.args = ("taken over by another process, after this one gave no sign of life for minutes",)
+        self.exit_code = 3
+
+
 class StopRequest:
     """Whether somebody asked to stop."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.preempted = False
+        self._taken = False
+
+    def lose(self) -> None:
+        """Stop because the work is somebody else's now."""
+        self._taken = True
 
     def check(self) -> None:
-        """Raise ``Interrupted`` if so."""
+        """Raise ``Interrupted`` if so.
+
+        SIGTERM in a SLURM job may mean preemption: who leaves then is not requeued unless it asks for that. Where SLURM
+        can't be asked (inside a container) the run goes on until it is killed, and SLURM requeues it.
+        """
+        if self._taken:
+            raise Taken
+        job = slurm.job_id()
+        if self.signum == signal.SIGTERM and job is not None:
+            preempted = slurm.preempted(job)
+            if preempted is None:
+                self.signum = None
+            self.preempted = bool(preempted)
         if self.signum is not None:
             raise Interrupted(self.signum)
+
+    def pass_on(self) -> None:
+        """When everything is saved: have the job requeued, by SLURM itself or by whoever listened to the signal before
+        (submitit, whose handler exits)."""
+        job = slurm.job_id()
+        if self.preempted and job is not None:
+            slurm.requeue(job)
+        elif self.signum == signal.SIGUSR2 and callable(signal.getsignal(signal.SIGUSR2)):
+            signal.raise_signal(signal.SIGUSR2)
 
 
 @contextmanager
 def listen() -> Iterator[StopRequest]:
-    """Note SIGINT and SIGTERM in a ``StopRequest``. A second signal takes the previous handler's way out."""
+    """Note ``SIGNALS`` in a ``StopRequest``. A second signal takes the previous handler's way out."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -4,89 +4,134 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.loggers import Logger
 
 from .callbacks.progress import display
 from .data.images import load_images
+from .exit_codes import DONE, REFUSED, SOME_FAILED
 from .files import write_atomically
 from .generators.base import LayeredGenerator
-from .interrupt import Interrupted, listen
-from .main import DONE, REFUSED, SOME_FAILED
+from .interrupt import Interrupted, StopRequest, Taken, listen
+from .loggers import RunInfo, RunLog
 from .observations import MODES, Measured, Observations, Simulated
 from .operators.base import ForwardOperator
 from .operators.noise import NoiseModel
 from .ops import ImplementationError, prepare, use
-from .pipeline import run
+from .pipeline import problems, run
 from .rehearsal import check_generator_attributes, check_operator_attributes, one_line
 from .report.table import print_scores
 from .schedule import Method
 from .setting import RunError, Setting, renamed
+from .sweeps.inputs import inputs_of
+from .sweeps.point import force_word, refused
+from .sweeps.shard import Shard
 
 # ScheduleError, DataError, CheckpointError, RehearsalError and RunError are ValueErrors.
 REFUSALS = (ValueError, OSError, OmegaConfBaseException)
 SECTIONS = ("task", "generator", "method", "data", "trainer", "logger")
+NOT_COMPUTED = ("trainer", "logger", "checkpoint_every_seconds", "force", "pack", "ops")
+"""Sections of the configuration that change how a run is done, and not what is computed."""
 
 T = TypeVar("T")
 
 
 def run_job(config: DictConfig, folder: str | Path) -> int:
     """Run one composed configuration with its outputs in ``folder``; never raises for what a user can get wrong."""
-    if not isinstance(config.ops, DictConfig):
-        return refuse(RunError(f"ops={config.ops}: expected a section with impl, see conf/config.yaml"))
+    folder = Path(folder)
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     try:
+        if not isinstance(config.ops, DictConfig):
+            raise RunError(f"ops={config.ops}: expected a section with impl, see conf/config.yaml")
         implementation = use(config.ops.impl)
-    except ImplementationError as error:
+    except (RunError, ImplementationError) as error:
+        record_refusal(config, folder, overrides, error)
         return refuse(error)
     with implementation:
         prepare()
-        return _run_job(config, Path(folder))
+        with listen() as stop:
+            code = _run_job(config, folder, overrides, stop)
+        stop.pass_on()
+        return code
 
 
-def _run_job(config: DictConfig, folder: Path) -> int:
-    with listen() as stop:
-        try:
-            setting = build(config)
-            if not (folder / "run.json").exists():  # a folder keeps the configuration that it was begun with
-                write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-        except REFUSALS as error:
-            return refuse(error)
-        steps = len(setting.batches) * setting.steps_per_batch
-        try:
-            with display(steps) as shown:
-                rows = run(setting, folder, shown, stop)
-        except RunError as error:
-            return refuse(error)
-        except OSError as error:  # the disk is full, or gone
-            print(f"error: {folder}: can't be written ({error}); make room and run the same command with "
-                  f"hydra.run.dir={folder} to go on", file=sys.stderr)  # fmt: skip
-            return SOME_FAILED
-        except (Interrupted, KeyboardInterrupt):  # a second Ctrl-C raises the latter
-            if stop.signum is None:
-                raise
-            interruption = Interrupted(stop.signum)
-            print(f"{interruption}; run the same command with hydra.run.dir={folder} to go on", file=sys.stderr)
-            return interruption.exit_code
+def _run_job(config: DictConfig, folder: Path, overrides: Sequence[str], stop: StopRequest) -> int:
+    try:
+        setting = build(config, overrides)
+        log = build_log(config, setting, folder)
+    except REFUSALS as error:
+        record_refusal(config, folder, overrides, error)
+        return refuse(error)
+    steps = len(setting.own_batches) * setting.steps_per_batch
+    try:
+        with display(steps) as shown:
+            rows = run(setting, folder, shown, stop, log)
+    except RunError as error:
+        record_refusal(config, folder, overrides, error)
+        return refuse(error)
+    except OSError as error:  # the disk is full, or gone
+        print(f"error: {folder}: can't be written ({error}); make room and run the same command with "
+              f"hydra.run.dir={folder} to go on", file=sys.stderr)  # fmt: skip
+        return SOME_FAILED
+    except Taken as taken:
+        print(f"{folder}: {taken}", file=sys.stderr)
+        return taken.exit_code
+    except (Interrupted, KeyboardInterrupt):  # a second Ctrl-C raises the latter
+        if stop.signum is None:
+            raise
+        interruption = Interrupted(stop.signum)
+        print(f"{interruption}; run the same command with hydra.run.dir={folder} to go on", file=sys.stderr)
+        return interruption.exit_code
     with suppress(OSError):  # nobody reads it any more (`| head`): the results are files
         report(setting, rows, folder)
-    failed = any({"error", "fault"} & {*row, *(row.get("baseline") or ())} for row in rows)
-    return SOME_FAILED if failed else DONE
+    return SOME_FAILED if any(problems(row) for row in rows) else DONE
+
+
+def record_refusal(config: DictConfig, folder: Path, overrides: Sequence[str], error: BaseException) -> None:
+    """Leave what was refused, and why, in a folder that holds no run."""
+    if (folder / "run.json").exists():
+        return
+    data = config.get("data")
+    try:
+        write_atomically(folder / "config.yaml", as_yaml(config))
+        shard = Shard.parse(data.get("shard") if isinstance(data, DictConfig) else None)
+    except (OSError, ValueError):
+        shard = Shard()
+    refused(folder, shard, message_of(error), overrides, REFUSED)
+
+
+def as_yaml(config: DictConfig) -> str:
+    """The configuration of a folder, whichever shard of it a job works on; resolved, as far as it can be."""
+    shared = OmegaConf.merge(config, {"force": False})
+    if isinstance(config.get("data"), DictConfig):
+        shared = OmegaConf.merge(shared, {"data": {"shard": None}})
+    try:
+        return OmegaConf.to_yaml(shared, resolve=True)
+    except OmegaConfBaseException:
+        return OmegaConf.to_yaml(shared)
+
+
+def message_of(error: BaseException) -> str:
+    """One line."""
+    message = str(error)
+    if isinstance(error, OmegaConfBaseException):
+        message = f"{error.full_key}: {next(iter(message.splitlines()), '')}"
+    return " ".join(message.split()) or type(error).__name__
 
 
 def refuse(error: BaseException) -> int:
     """Say why nothing was begun, in one line."""
-    message = str(error)
-    if isinstance(error, OmegaConfBaseException):
-        message = f"{error.full_key}: {next(iter(message.splitlines()), '')}"
-    print(f"error: {' '.join(message.split()) or type(error).__name__}", file=sys.stderr)
+    print(f"error: {message_of(error)}", file=sys.stderr)
     return REFUSED
 
 
@@ -124,17 +169,18 @@ def generator_of(config: DictConfig) -> LayeredGenerator:
     return generator
 
 
-def build(config: DictConfig) -> Setting:
+def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
     """Instantiate and check everything a configuration describes."""
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     for name in SECTIONS:
         if not isinstance(config[name], DictConfig):
             raise RunError(f"{name}={config[name]}: expected a section of options, see conf/{name}")
+    shard = Shard.parse(config.data.get("shard"))
     generator = generator_of(config)
     baseline = config.get("baseline")
     operator, observations = build_observations(config, generator)
     return Setting(
-        config={name: values.get(name) for name in ("task", "generator", "method", "baseline", "data", "seed")},
+        config={name: value for name, value in values.items() if name not in NOT_COMPUTED},
         generator=generator,
         operator=operator,
         method=instantiate(config.method, "method", Method),
@@ -144,16 +190,37 @@ def build(config: DictConfig) -> Setting:
         seed=config.seed,
         checkpoint_every_seconds=config.checkpoint_every_seconds,
         trainer=values["trainer"],
-        logger=_logger(config.logger.factory) if config.logger.factory else None,
-        log_every=config.logger.every,
+        shard=shard,
+        force=force_word(config.get("force")),
+        inputs=inputs_of(values),
+        overrides=tuple(overrides),
+        pack=config.get("pack", False),
+        yaml=as_yaml(config),
     )
 
 
-def _logger(config: Any) -> Callable[[Path, str], Sequence[Logger]]:
-    factory: Any = instantiate(config, "logger.factory", object, _partial_=True)
-    if not callable(factory):
-        raise RunError(f"logger.factory={config}: expected a _target_, called with a folder and a name for each fit")
-    return cast("Callable[[Path, str], Sequence[Logger]]", factory)
+def build_log(config: DictConfig, setting: Setting, folder: Path) -> RunLog:
+    """What follows the run in ``folder``, as ``logger=…`` says; see ``loggers``."""
+    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    sweep, overrides = None, {}
+    if HydraConfig.initialized():
+        job = HydraConfig.get()
+        if job.mode == RunMode.MULTIRUN:
+            sweep = Path(job.sweep.dir).resolve().name
+        parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+        overrides = {each.get_key_element(): each.get_value_string() for each in parsed if not each.is_delete()}
+    methods = tuple((method.name, method.schedule.steps) for method in setting.methods)
+    info = RunInfo(folder, values, setting.task_name, methods, len(setting.batches), sweep, overrides)
+    make: Any = instantiate(config.logger, "logger", object, _partial_=True)
+    try:
+        log = make(info)
+    except ValueError:
+        raise
+    except Exception as error:  # no such option, say
+        raise RunError(f"logger._target_={config.logger.get('_target_')}: {one_line(error)}") from error
+    if not isinstance(log, RunLog):
+        raise RunError(f"logger._target_={config.logger._target_}: gives a {type(log).__name__}, expected a RunLog")
+    return log
 
 
 def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple[ForwardOperator, Observations]:
@@ -180,16 +247,17 @@ def report(setting: Setting, rows: list[dict[str, Any]], folder: Path) -> None:
     """A table of the images' scores, what went wrong, and where to look."""
     good = [row for row in rows if "error" not in row]
     for row in rows:
-        outcomes = [row, row.get("baseline") or {}]
-        for problem in dict.fromkeys(o[key] for o in outcomes for key in ("error", "fault") if key in o):
+        for problem in dict.fromkeys(problems(row)):
             print(f"image {row.get('image', row['index'])}: {problem}", file=sys.stderr)
     if good:
         print_scores(setting.task_name, [outcome for row in good for outcome in _outcomes(row)])
-    problems = [str(row.get("error", row.get("fault"))) for row in rows]
-    if any(problem.startswith(("broken off", "can't be written", "can't be shown")) for problem in problems):
+    reasons = [str(row.get("error", row.get("fault"))) for row in rows]
+    if any(reason.startswith(("broken off", "can't be written", "can't be shown")) for reason in reasons):
         print(f"run the same command with hydra.run.dir={folder} to go on", file=sys.stderr)
     print(f"results: {folder / 'results.jsonl'}")
-    if good:
+    if good and setting.pack:
+        print(f"pictures: in {folder / 'batches'}/*.zip")
+    elif good:
         print(f"picture: {folder / good[0]['folder'] / 'figure.png'}")
 
 

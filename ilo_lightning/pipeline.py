@@ -2,18 +2,25 @@
 
 FOLDER/config.yaml                      the resolved configuration
 FOLDER/run.json                         what makes this run this run (see ``identity``)
+FOLDER/status.json                      what became of it (see ``sweeps.status``)
 FOLDER/images/NAME/truth.png, measurement.png, reconstruction.png, figure.png (no truth.png where there is none)
 FOLDER/images/NAME/solution.safetensors (a baseline's files carry its name: solution-csgm.safetensors)
 FOLDER/batches/0000.jsonl               a finished batch; 0000-METHOD.ckpt while it is being worked on;
-                                        0000-error.txt if something broke it off: it is taken up again by the next call
+                                        0000-error.txt if something broke it off, and 0000-fault.jsonl with what there
+                                        is: it is taken up again by the next call
+FOLDER/batches/0000.zip                 with ``pack``, the files of a batch's images instead of images/NAME
 FOLDER/results.jsonl                    all batches merged, once every batch was worked on
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import traceback
 import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +28,23 @@ from . import identity
 from .callbacks import ResumeCheckpoint
 from .callbacks.progress import Display
 from .data.images import DataError
-from .files import exclusive, write_atomically
+from .files import pack, write_atomically
 from .interrupt import StopRequest
+from .loggers import RunLog
 from .observations import Observation, Observations, observe
 from .records import Row, write_image
 from .rehearsal import one_line
 from .setting import RunError, Setting
 from .solve import Reconstruction, SolveError, solve
+from .sweeps.point import Busy, working
+from .sweeps.shard import Shard
+from .sweeps.status import RESULTS
 
 
-def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | None = None) -> list[Row]:
-    """Work through all images; go on where an earlier call on the same folder stopped.
+def run(
+    setting: Setting, folder: Path, display: Display, stop: StopRequest | None = None, log: RunLog | None = None
+) -> list[Row]:
+    """Work through the images of the shard; go on where an earlier call on the same folder stopped. ``log`` follows it.
 
     Returns:
         A row per image, as in results.jsonl. A row with ``error`` has no result: an unreadable image, say. A row with
@@ -41,86 +54,156 @@ def run(setting: Setting, folder: Path, display: Display, stop: StopRequest | No
         RunError: if the folder holds another run, or another process is working in it.
         Interrupted: if asked to stop.
     """
+    stop, log = stop or StopRequest(), log or RunLog()
+    parts = parts_of(setting, stop)
+
+    def enter(others: bool) -> None:
+        claim(setting, parts, folder, others)
+
     try:
-        with exclusive(folder / ".lock"):
-            return _run_batches(setting, folder, display, stop or StopRequest())
-    except BlockingIOError:
-        raise RunError(f"hydra.run.dir={folder}: another process is working in this folder; choose another") from None
+        with working(folder, setting.shard, enter, stop, setting.inputs, setting.overrides) as work, closing(log):
+            log.begin(identity.identity(parts))
+            rows = _run_batches(setting, folder, display, stop, log)
+            found = [row_problems for row in rows if (row_problems := problems(row))]
+            work.images = {"done": len(rows) - len(found), "failed": len(found)}
+            if found:
+                work.error = f"{len(found)} of {len(rows)} images: {found[0][0]}"
+            return rows
+    except Busy as busy:
+        raise RunError(
+            f"hydra.run.dir={folder}: another process is working in this folder: {busy}; choose another folder, or wait"
+        ) from None
 
 
-def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopRequest) -> list[Row]:
-    claim(setting, folder, stop)
+def problems(row: Row) -> list[str]:
+    """What went wrong with an image."""
+    outcomes = (row, row.get("baseline") or {})
+    return [str(outcome[key]) for outcome in outcomes for key in ("error", "fault") if key in outcome]
+
+
+def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopRequest, log: RunLog) -> list[Row]:
     rows: list[Row] = []
-    for index, members in enumerate(setting.batches):
+    unwritten: dict[int, list[Row]] = {}
+    for index, members in setting.own_batches:
         stop.check()
         batch = folder / "batches" / f"{index:04d}"
-        finished = batch.with_suffix(".jsonl")
-        if (before := _finished(finished)) is not None:
+        finished, faulty = batch.with_suffix(".jsonl"), Path(f"{batch}-fault.jsonl")
+        if (before := _read_rows(finished)) is not None:
             display.step("finished before", setting.steps_per_batch, None)
+            log.batch(before)
             rows += before
             continue
         try:
-            found, complete = _run_batch(setting, folder, index, members, display, stop)
+            found, complete = _run_batch(setting, folder, index, members, display, stop, log)
+            write_atomically(finished if complete else faulty, _lines(found))
             if complete:
-                write_atomically(finished, "".join(json.dumps(row) + "\n" for row in found))
-                for leftover in (*batch.parent.glob(f"{batch.name}-*.ckpt"), Path(f"{batch}-error.txt")):
+                for leftover in (*batch.parent.glob(f"{batch.name}-*.ckpt"), faulty, Path(f"{batch}-error.txt")):
                     leftover.unlink(missing_ok=True)
         except OSError as error:  # a full disk, say: what is there stays, and the next call takes up this batch again
             found = [{"index": member, "error": f"can't be written: {error}"} for member in members]
+            unwritten[index] = found
+        log.batch(found)
         rows += found
-    write_atomically(folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    for place, pattern in ((folder, ".*.part"), (folder / "batches", ".*.part"), (folder / "images", "*/.*.part")):
-        for leftover in place.glob(pattern):  # of processes that were killed while they wrote a file
-            leftover.unlink(missing_ok=True)
+    _merge(setting, folder, unwritten)
+    log.finish()
     return rows
 
 
-def _finished(path: Path) -> list[Row] | None:
-    """The rows of a batch that an earlier call finished; None where it must be done (again)."""
+def _merge(setting: Setting, folder: Path, unwritten: Mapping[int, list[Row]]) -> None:
+    """Write results.jsonl, if all batches were worked on, here or elsewhere. Whoever comes last can, and if two do,
+    they write the same."""
+    rows: list[Row] = []
+    for index in range(len(setting.batches)):
+        found = _read_rows(folder / "batches" / f"{index:04d}.jsonl")
+        if found is None:
+            found = unwritten.get(index) or _read_rows(folder / "batches" / f"{index:04d}-fault.jsonl")
+        if found is None:
+            return
+        rows += found
+    write_atomically(folder / RESULTS, _lines(rows))
+    alone = setting.shard == Shard()
+    if alone or not any(problems(row) for row in rows):  # otherwise somebody else may be writing
+        for place, pattern in (("batches", ".*.part"), ("images", "*/.*.part"), *([(".", ".*.part")] if alone else ())):
+            for leftover in (folder / place).glob(pattern):  # of processes that were killed while they wrote a file
+                leftover.unlink(missing_ok=True)
+
+
+def _read_rows(path: Path) -> list[Row] | None:
+    """The rows of a batch that was worked on before; None where it must be done (again)."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         return None
     except ValueError as error:
         warnings.warn(f"{path}: damaged ({error}); doing this batch again", stacklevel=2)
         return None
-    return rows
 
 
-def claim(setting: Setting, folder: Path, stop: StopRequest | None = None) -> None:
-    """Write down which run the folder holds, or check that it is this one."""
-    parts: dict[str, Any] = {name: setting.config.get(name) for name in ("task", "method", "baseline", "seed")}
-    parts["batch_size"] = setting.batch_size  # resuming re-forms the same batches
-    # What files hold counts, not where they lie.
-    parts["task"] = _without_paths(parts["task"])
-    parts["task"]["operator"] = _without_paths(parts["task"].get("operator"))
-    parts["operator"] = identity.fingerprint(setting.operator)
-    parts["generator"] = _without_paths(setting.config.get("generator"))
-    parts["label"] = setting.generator.provenance.get("label")
-    parts["weights"] = setting.generator.provenance.get("sha256") or identity.fingerprint(setting.generator)
-    parts["images"] = _digests(setting.observations, stop or StopRequest())
-    parts["precision"] = (setting.trainer or {}).get("precision")
-    parts["version"] = identity.versions()["ilo_lightning"]
+def _lines(rows: Sequence[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def parts_of(setting: Setting, stop: StopRequest | None = None) -> dict[str, Any]:
+    """What makes a run this run: its configuration, and of the files that it names the contents, not the places."""
+    provenance = setting.generator.provenance
+    return identity.without_places(setting.config) | {
+        "batch_size": setting.batch_size,  # resuming re-forms the same batches
+        "operator": identity.fingerprint(setting.operator),
+        "label": provenance.get("label"),
+        "weights": provenance.get("sha256") or identity.fingerprint(setting.generator),
+        "images": _digests(setting.observations, stop or StopRequest()),
+        "precision": (setting.trainer or {}).get("precision"),
+        "version": identity.versions()["ilo_lightning"],
+    }
+
+
+def claim(setting: Setting, parts: Mapping[str, Any], folder: Path, others: bool = False) -> None:
+    """Write down which run the folder holds, or check that it is this one.
+
+    Args:
+        others: whether other processes work in it, on other shards.
+    """
     record = folder / "run.json"
-    if record.exists():
-        try:
-            found = json.loads(record.read_text(encoding="utf-8"))["parts"]
-            changes = identity.differences(found, parts)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise RunError(f"hydra.run.dir={folder}: its run.json is damaged; choose another folder") from None
+    found = _recorded(record)
+    if setting.force is not None and (found or {}).get("force") != setting.force:
+        if others:
+            raise RunError(f"force: other processes work in {folder}; stop them first")
+        for name in ("batches", "images", "logs", "wandb"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for path in (folder / RESULTS, record, folder / "config.yaml", *folder.glob("status*.json")):
+            path.unlink(missing_ok=True)
+        found = None
+    if found == {}:
+        raise RunError(
+            f"hydra.run.dir={folder}: its run.json is damaged; choose another folder, or begin anew with force=true"
+        )
+    if found is not None:
+        changes = identity.differences(found["parts"], parts)
         if changes:
             raise RunError(
                 f"hydra.run.dir={folder}: holds another run ({'; '.join(changes[:4])}); "
-                "choose another folder or empty it"
+                "choose another folder, or begin anew with force=true"
             )
         return
-    write_atomically(record, json.dumps({"identity": identity.identity(parts), "parts": parts}, indent=1))
+    if any((folder / "batches").glob("*.jsonl")):
+        raise RunError(
+            f"hydra.run.dir={folder}: holds results, but no run.json that says of what; choose another folder, or "
+            "begin anew with force=true"
+        )
+    write_atomically(folder / "config.yaml", setting.yaml)
+    content = {"identity": identity.identity(parts), "parts": parts, "force": setting.force}
+    write_atomically(record, json.dumps(content, indent=1))
 
 
-def _without_paths(section: Any) -> Row:
-    """Of a section of the configuration, what is not told by the content of files."""
-    elsewhere = ("mask", "checkpoint", "sha256", "label")
-    return {name: value for name, value in (section or {}).items() if name not in elsewhere}
+def _recorded(record: Path) -> dict[str, Any] | None:
+    """A folder's run.json: None if there is none, empty if it is damaged."""
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+        return found if isinstance(found["parts"], dict) else {}
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError):
+        return {}
 
 
 def _digests(observations: Observations, stop: StopRequest) -> list[str]:
@@ -139,7 +222,7 @@ def _digests(observations: Observations, stop: StopRequest) -> list[str]:
 
 
 def _run_batch(
-    setting: Setting, folder: Path, index: int, members: range, display: Display, stop: StopRequest
+    setting: Setting, folder: Path, index: int, members: range, display: Display, stop: StopRequest, log: RunLog
 ) -> tuple[list[Row], bool]:
     """A row per image, and whether the batch was worked through: if something broke it off, the next call goes on."""
     rows: dict[int, Row] = {}
@@ -175,8 +258,8 @@ def _run_batch(
                     folder / "batches" / f"{name}.ckpt", setting.checkpoint_every_seconds, stop=stop
                 ),
                 trainer=setting.trainer,
-                loggers=setting.logger(folder / "logs", name) if setting.logger else (),
-                log_every=setting.log_every,
+                loggers=log.loggers(index, method.name, len(known)),
+                log_every=log.every,
                 display=display,
                 info={
                     "task": setting.task_name,
@@ -192,23 +275,32 @@ def _run_batch(
             if error.reconstruction is not None:
                 runs[method.name] = error.reconstruction
     complete = fault is None
-    for place, (member, observation) in enumerate(known.items()):
-        if setting.method.name not in runs:
-            rows[member] = {"index": member, "image": observation.name, "error": fault}
-            continue
-        stop.check()
-        target = folder / "images" / observation.name
-        try:
-            row = write_image(setting, target, member, observation, runs, place)
-        except OSError:
-            raise
-        except Exception as error:  # whatever a user's own operator or generator raises: the point itself is saved
-            _note(error, folder, index)
-            rows[member] = {"index": member, "image": observation.name, "error": f"can't be shown ({one_line(error)})"}
-            complete = False
-            continue
-        row |= {"folder": str(target.relative_to(folder)), "batch": index}
-        rows[member] = row if fault is None else row | {"fault": fault}
+    with tempfile.TemporaryDirectory() if setting.pack else nullcontext(folder) as base:
+        for place, (member, observation) in enumerate(known.items()):
+            if setting.method.name not in runs:
+                rows[member] = {"index": member, "image": observation.name, "error": fault}
+                continue
+            stop.check()
+            try:
+                target = Path(base, "images", observation.name)
+                row = write_image(setting, target, member, observation, runs, place, log)
+            except OSError:
+                raise
+            except Exception as error:  # whatever a user's own operator or generator raises: the point itself is saved
+                _note(error, folder, index)
+                problem = f"can't be shown ({one_line(error)})"
+                rows[member] = {"index": member, "image": observation.name, "error": problem}
+                complete = False
+                continue
+            row |= {"folder": f"images/{observation.name}", "batch": index}
+            rows[member] = row if fault is None else row | {"fault": fault}
+        packed = folder / "batches" / f"{index:04d}.zip"
+        if setting.pack:
+            pack(Path(base), packed)
+            for observation in known.values():  # of an earlier call that didn't pack
+                shutil.rmtree(folder / "images" / observation.name, ignore_errors=True)
+        else:
+            packed.unlink(missing_ok=True)
     return [rows[member] for member in members], complete
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import identity, metrics
 from .data.images import save_png, to_uint8
+from .loggers import RunLog
 from .observations import Observation, device_of, header
 from .report.figure import Panel, save_figure
 from .schedule import Method
@@ -29,8 +30,9 @@ def write_image(
     observation: Observation,
     runs: Mapping[str, Reconstruction],
     place: int,
+    log: RunLog,
 ) -> Row:
-    """Solution, pictures and figure of one image; its row of results.jsonl."""
+    """Solution, pictures and figure of one image; its row of results.jsonl. ``log`` is told of the pictures."""
     truth = observation.truth
     for method in setting.methods:
         if method.name in runs:
@@ -75,6 +77,7 @@ def write_image(
     if truth is not None:
         panels.append(_panel("truth", truth))
     save_figure(panels, target / "figure.png")
+    log.picture(observation.name, panels)
     outcome = outcomes[setting.method.name]
     return {
         "image": observation.name,

@@ -13,6 +13,8 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+EXTRAS = {"submitit_slurm": "slurm", "joblib": "joblib"}
+"""Launchers that come from other packages, and the extra that brings them."""
 CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException)
 
 
@@ -26,11 +28,14 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     overrides = _overrides(arguments)
     if isinstance(error, MissingConfigException):
         choices = list(error.options or ())
+        extra = str(error.missing_cfg_file).partition("hydra/launcher/")[2]
+        if extra in EXTRAS:
+            return f"hydra/launcher: needs pip install 'ilo-lightning[{EXTRAS[extra]}]'"
         for override in overrides:
-            if str(override.value()) not in choices and f"{override.key_or_group}/" in f"{error.missing_cfg_file}/":
-                value = str(override.value())
-                named = override.get_key_element()
-                return f"{named}={value}: no such choice{_nearest(value, choices)}; there are {', '.join(choices)}"
+            for value in _values(override):
+                if value not in choices and f"{override.key_or_group}/" in f"{error.missing_cfg_file}/":
+                    named = override.get_key_element()
+                    return f"{named}={value}: no such choice{_nearest(value, choices)}; there are {', '.join(choices)}"
     if first_line.startswith("Config group override must be"):
         for override in overrides:
             if override.value() is None and "." not in override.key_or_group:
@@ -39,7 +44,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         known = list(_keys(_composed(overrides)))
         for override in overrides:
             key = override.key_or_group
-            if not (override.is_add() or override.is_force_add()) and key not in known:
+            if not (override.is_add() or override.is_force_add()) and key.replace("/", ".") not in known:
                 return f"{key}: no such option{_nearest(key, known)}; `--cfg job` shows all, +{key}=… adds one"
     if first_line.startswith("Ambiguous value"):
         return f"{first_line}; for a run per value add --multirun, for a list write key=[a,b]"
@@ -55,6 +60,11 @@ def _overrides(arguments: Sequence[str]) -> list[Override]:
             except HydraException:
                 continue
     return parsed
+
+
+def _values(override: Override) -> list[str]:
+    """What an override sets, or each of the values that it sweeps."""
+    return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [str(override.value())]
 
 
 def _composed(overrides: Sequence[Override]) -> dict[str, Any]:

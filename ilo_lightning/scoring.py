@@ -9,16 +9,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from . import metrics
-from .data.images import DataError, Image, load_images
-from .files import write_atomically
+from .data.images import DataError, Image, Images, load_images
+from .exit_codes import DONE, SOME_FAILED
+from .files import unpacked, write_atomically
+from .generators.base import LayeredGenerator
 from .job import REFUSALS, generator_of, refuse
-from .main import DONE, SOME_FAILED
 from .rehearsal import one_line
 from .report.table import print_scores
 from .setting import RunError
@@ -48,11 +50,19 @@ def main(arguments: Sequence[str]) -> int:
             config.generator.checkpoint = options.checkpoint
         generator = generator_of(config)
         images = load_images(options.truth, generator.image_shape)
-        folders = sorted(folder for folder in (options.run / "images").glob("*") if folder.is_dir())
-        if not folders:
-            raise RunError(f"{options.run}: holds no reconstructions")
     except REFUSALS as error:
         return refuse(error)
+    try:
+        with unpacked(options.run, "solution*.safetensors") as reconstructions:
+            folders = sorted(folder for folder in reconstructions.glob("*") if folder.is_dir())
+            if not folders:
+                return refuse(RunError(f"{options.run}: holds no reconstructions"))
+            return _score(options, folders, images, generator)
+    except BadZipFile as error:
+        return refuse(RunError(f"{options.run}: its packed files are damaged ({error})"))
+
+
+def _score(options: argparse.Namespace, folders: Sequence[Path], images: Images, generator: LayeredGenerator) -> int:
     places = {name: index for index, name in enumerate(images.names)}
     if len(folders) == len(images) == 1:
         places = {folders[0].name: 0}  # one of each need no common name

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pytorch_lightning.loggers import Logger
 
 from .generators.base import LayeredGenerator
 from .observations import Observations
@@ -22,6 +20,7 @@ from .rehearsal import (
 )
 from .schedule import Method, ScheduleError
 from .solve import check_method, check_trainer, initial_point
+from .sweeps.shard import Shard
 
 
 class RunError(ValueError):
@@ -33,11 +32,15 @@ class Setting:
     """Everything a run needs, built and checked.
 
     Args:
-        config: resolved configuration (JSON values); its sections task, generator, method, baseline, data and seed make
-            the run's identity.
+        config: resolved configuration (JSON values), without what only changes how a run is done; but for the places
+            of files it makes the run's identity.
         method: what is run; ``baseline``, if any, is run first on the same measurements.
         trainer: further arguments of ``pytorch_lightning.Trainer``.
-        logger: called with a folder and a name for each fit, gives Lightning loggers.
+        shard: the batches that are worked on; the others may be anywhere else.
+        force: begin anew what was begun without this word; None: go on.
+        inputs, overrides: for the status (see ``sweeps.status``).
+        pack: put the files of a batch's images into one.
+        yaml: the whole configuration, for config.yaml.
     """
 
     config: Mapping[str, Any]
@@ -50,13 +53,18 @@ class Setting:
     seed: int = 0
     checkpoint_every_seconds: float = 30.0
     trainer: Mapping[str, Any] | None = None
-    logger: Callable[[Path, str], Sequence[Logger]] | None = None
-    log_every: int = 10
+    shard: Shard = field(default_factory=Shard)
+    force: str | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    pack: bool = False
+    yaml: str = ""
 
     def __post_init__(self) -> None:
-        for name, value in (("data.batch_size", self.batch_size), ("logger.every", self.log_every)):
-            if not _is_whole(value) or value < 1:
-                raise RunError(f"{name}={value}: expected a whole number, at least 1")
+        if not isinstance(self.pack, bool):
+            raise RunError(f"pack={self.pack}: expected true or false")
+        if not _is_whole(self.batch_size) or self.batch_size < 1:
+            raise RunError(f"data.batch_size={self.batch_size}: expected a whole number, at least 1")
         if not _is_whole(self.seed):
             raise RunError(f"seed={self.seed}: expected a whole number")
         if not isinstance(self.checkpoint_every_seconds, int | float) or not self.checkpoint_every_seconds > 0:
@@ -64,9 +72,9 @@ class Setting:
         check_trainer(self.trainer or {})
         check_generator_attributes(self.generator)
         check_operator_attributes(self.operator)
-        for field, method in (("method", self.method), ("baseline", self.baseline)):
+        for section, method in (("method", self.method), ("baseline", self.baseline)):
             if method is not None:
-                _check_method(field, method, self.generator)
+                _check_method(section, method, self.generator)
         if self.baseline is not None and self.baseline.name == self.method.name:
             raise RunError(f"method@baseline={self.baseline.name}: the same name as the method; choose another")
         with torch.no_grad():
@@ -81,6 +89,11 @@ class Setting:
     def batches(self) -> list[range]:
         count = len(self.observations)
         return [range(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
+
+    @property
+    def own_batches(self) -> list[tuple[int, range]]:
+        """Of the shard, with their numbers."""
+        return [(index, members) for index, members in enumerate(self.batches) if self.shard.holds(index)]
 
     @property
     def steps_per_batch(self) -> int:

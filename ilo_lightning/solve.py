@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .callbacks import (
     BestIterate,
+    Curves,
     History,
     L1Projection,
     PictureStrip,
@@ -203,6 +204,7 @@ def _quiet_lightning() -> Iterator[None]:
                 ".*is smaller than the logging interval.*",
                 ".*Found .* module.* in eval mode.*",
                 ".*GPU available but not used.*",
+                ".*`srun` command is available.*",
                 ".*treespec.*LeafSpec.*",  # Lightning 2.6 against torch 2.14
                 ".*The `srun` command is available.*",
             ):
@@ -247,7 +249,7 @@ def solve(
         checkpoint: where and when to save; if its file exists, the optimisation goes on from there.
         trainer: further arguments of ``pytorch_lightning.Trainer``: accelerator, precision, …
         callbacks: further callbacks, after the project's own.
-        loggers: Lightning loggers that get the mean data fit every ``log_every`` steps.
+        loggers: Lightning loggers that get what ``callbacks.Curves`` tells, every ``log_every`` steps.
         display: where progress is shown.
         info: JSON values to store with every solution.
 
@@ -272,8 +274,10 @@ def solve(
         problem = InverseProblem(generator, operator, measurement, method.schedule, point, data_fit)
     except (RuntimeError, MemoryError) as error:
         raise SolveError(_describe(error, 0, method.schedule.steps, len(keys)), None) from error
-    best, history, strip = BestIterate(), History(log_every), PictureStrip()
-    own: list[Callback] = [StageSchedule(), best, Spheres(method.spheres), L1Projection(), history, strip]
+    best, projection, history, strip = BestIterate(), L1Projection(), History(), PictureStrip()
+    own: list[Callback] = [StageSchedule(), best, Spheres(method.spheres), projection, history, strip]
+    if loggers:
+        own.append(Curves(history, projection, log_every))
     own += [Progress(display or QuietDisplay()), *callbacks]
     resume = None
     if checkpoint is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import signal
@@ -37,8 +38,16 @@ def _missing_gpu() -> str | None:
 
 
 def _missing_slurm() -> str | None:
-    absent = [program for program in ("slurmctld", "slurmd", "sbatch") if shutil.which(program) is None]
-    return f"SLURM is not installed: no {', '.join(absent)} on the PATH" if absent else None
+    programs = ("slurmctld", "slurmd", "slurmdbd", "sbatch", "munged", "mariadbd")
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    absent = [program for program in programs if shutil.which(program, path=path) is None]
+    if absent:
+        return f"SLURM is not installed: no {', '.join(absent)} on the PATH"
+    if os.geteuid() != 0:
+        return "a SLURM of one's own is started by root only"
+    if importlib.util.find_spec("submitit") is None:
+        return "hydra-submitit-launcher is not installed: pip install -e '.[slurm]'"
+    return None
 
 
 def _missing_browser() -> str | None:

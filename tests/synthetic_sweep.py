@@ -73,7 +73,7 @@ class Sweep:
         parts |= {"images": [_digest(name) for name in names], "version": self.version}
         parts["precision"] = config["trainer"]["precision"]
         identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        (point / "run.json").write_text(json.dumps({"identity": identity, "parts": parts}, indent=1))
+        (point / "run.json").write_text(json.dumps({"identity": identity, "parts": parts, "force": None}, indent=1))
         lines = [json.dumps(row) + "\n" for row in self.rows(config, names)]
         for batch in range(0, len(lines), self.batch_size):
             name = f"{batch // self.batch_size:04d}.jsonl"
@@ -149,6 +149,8 @@ def _config(fraction: float, sigma: float, radius: float, seed: int, baseline: b
     return {
         "seed": seed,
         "checkpoint_every_seconds": 30,
+        "pack": False,
+        "force": False,
         "task": {
             "noise": {"_target_": "ilo_lightning.operators.GaussianNoise", "sigma": sigma},
             "name": "compressed_sensing",
@@ -172,9 +174,9 @@ def _config(fraction: float, sigma: float, radius: float, seed: int, baseline: b
         },
         "method": _method("ilo", [0, 1, 2, 3], radius),
         "baseline": _method("csgm", [0], None) if baseline else None,
-        "data": {"mode": "simulated", "path": "pictures", "batch_size": batch_size, "limit": None},
+        "data": {"mode": "simulated", "path": "pictures", "batch_size": batch_size, "limit": None, "shard": None},
         "trainer": {"accelerator": "cpu", "precision": "32-true"},
-        "logger": {"factory": None, "every": 10},
+        "logger": {"_target_": "ilo_lightning.loggers.RunLog", "every": 10},
         "ops": {"impl": "auto"},
     }
 

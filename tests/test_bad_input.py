@@ -40,9 +40,12 @@ def mine(tmp_path: Path) -> None:
 def solve(
     ilo: WarmCommand, folder: Path, checkpoint: Path, *arguments: str, **how: Any
 ) -> subprocess.CompletedProcess[str]:
-    """`ilo solve` in a process of its own; ``folder`` is its run directory."""
-    generator = ["generator=stylegan2", f"generator.checkpoint={checkpoint}"]
-    return ilo.run("solve", *generator, *QUICK, f"hydra.run.dir={folder}", *arguments, cwd=folder.parent, **how)
+    """`ilo solve` in a process of its own; ``folder`` is its run directory. ``NAME=VALUE`` in capitals is for the
+    environment."""
+    variables = {name: value for name, _, value in (word.partition("=") for word in arguments) if name.isupper()}
+    command = ["generator=stylegan2", f"generator.checkpoint={checkpoint}", *QUICK, f"hydra.run.dir={folder}"]
+    command += [word for word in arguments if word.partition("=")[0] not in variables]
+    return ilo.run("solve", *command, cwd=folder.parent, environment=variables, **how)
 
 
 def pixels(height: int = 16, width: int = 16, channels: int = 3) -> np.ndarray:
@@ -177,6 +180,16 @@ CASES: dict[str, Case] = {
         r"task\.fractoin: no such option; did you mean task\.fraction\?",
     ),
     "unknown choice": (lambda f: ["task=inpaintin"], 2, "task=inpaintin: no such choice; did you mean inpainting"),
+    "invalid W&B key": (
+        lambda f: ["logger=wandb", "logger.mode=online", "WANDB_API_KEY=short"],
+        2,
+        "WANDB_API_KEY invalid: .*; correct WANDB_API_KEY or run `wandb login`, or use logger.mode=offline",
+    ),
+    "W&B online without a login": (
+        lambda f: ["logger=wandb", "logger.mode=online", "WANDB_API_KEY=", f"NETRC={f / 'netrc'}"],
+        2,
+        "not logged in; run `wandb login`, or use logger.mode=offline",
+    ),
     "output path below a regular file": (
         lambda f: [f"hydra.run.dir={text(f / 'file', 'x')}/run"],
         2,

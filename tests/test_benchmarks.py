@@ -63,6 +63,39 @@ def test_overhead(repository: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_checkpoint_cost(repository: Path, tmp_path: Path):
+    small = ["--batch=2", "--runs=1", "--override", "method.steps=[4,4,4,4]"]
+    record = run("checkpoint_cost.py", *small, repository=repository, json_path=tmp_path / "c.json")
+    values = {row["metric"]: row["value"] for row in record["rows"]}
+    assert values["checkpoint_overhead_fraction"] == pytest.approx(values["seconds_per_checkpoint"] / 30)
+    assert values["checkpoint_overhead_fraction"] <= values["checkpoint_overhead_fraction_max"]
+    assert values["checkpoint_bytes_per_image"] > 4 * 512 and values["seconds_per_image_step"] > 0
+
+
+@pytest.mark.slow
+def test_logging_cost(repository: Path, tmp_path: Path):
+    arguments = ["--batch=1", "--runs=1", "--override", "method.steps=[3,3,3,3]", "logger.every=1"]
+    record = run("logging_cost.py", *arguments, repository=repository, json_path=tmp_path / "l.json")
+    values = {(row["case"], row["metric"]): row["value"] for row in record["rows"]}
+    for logger in ("wandb", "tensorboard", "csv"):
+        case = f"{logger}/faces64/batch1"
+        assert 0 < values[case, "waiting_fraction"] <= values[case, "logging_overhead_fraction"]
+        assert values[case, "seconds_of_steps"] > 0
+    assert values["wandb/faces64/batch1", "seconds_per_run"] > values["csv/faces64/batch1", "seconds_per_run"]
+
+
+@pytest.mark.slow
+def test_sweep_simulation(repository: Path, tmp_path: Path):
+    """Much goes wrong, and nothing is lost or done twice; the files are those of docs/cluster.md."""
+    size = ["--points=60", "--images=40", "--batch-size=10", "--nodes=1", "--harshness=30", f"--folder={tmp_path}"]
+    record = run("sweep_simulation.py", *size, repository=repository, json_path=tmp_path / "s.json")
+    values = {row["metric"]: row["value"] for row in record["rows"]}
+    assert values["batches_lost"] == values["batches_done_twice"] == 0
+    assert values["preempted"] > 0 and values["killed"] > 0 and values["attempts"] > 60
+    assert 0 <= values["files_per_point"] - (4 + 2 * 4) < 0.1
+
+
+@pytest.mark.slow
 def test_generator(repository: Path, tmp_path: Path):
     images = write_images(tmp_path / "noise.npz", 400)
     arguments = [f"--images={images}", "--samples=300"]

@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from ilo_lightning.generators.checkpoints import save_generator
-from ilo_lightning.job import build
+from ilo_lightning.identity import identity
+from ilo_lightning.job import build, build_log
+from ilo_lightning.pipeline import parts_of
 from tests.networks import small_stylegan2
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -38,7 +43,9 @@ def test_composes_and_instantiates(group: str, name: str, tmp_path: Path):
     if (group, name) == ("task/noise", "poisson"):
         overrides.append("task=denoising")
     with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
-        setting = build(compose("config", overrides=overrides))
+        config = compose("config", overrides=overrides)
+        setting = build(config)
+        assert build_log(config, setting, tmp_path).every == 10
     assert len(setting.observations) >= 1
     assert setting.operator.input_shape == setting.generator.image_shape
 
@@ -46,7 +53,39 @@ def test_composes_and_instantiates(group: str, name: str, tmp_path: Path):
 @pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
 def test_experiments_say_how_to_run_them(path: Path):
     # Hydra reads `# @package` from the first line only.
-    assert path.read_text().splitlines()[:2] == ["# @package _global_", f"# python run.py experiment={path.stem}"]
+    sweep = "-m " if path.stem.startswith("sweep_") else ""
+    first, second = path.read_text().splitlines()[:2]
+    assert first == "# @package _global_"
+    assert second.partition(" data.path")[0] == f"# python run.py {sweep}experiment={path.stem}"
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("sweep_*.yaml")), ids=lambda path: path.stem)
+def test_every_point_of_a_shipped_sweep_can_be_built(path: Path):
+    """All combinations of its values, with Hydra's own parser."""
+    with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
+        chosen = f"experiment={path.stem}"
+        params = compose("config", overrides=[chosen], return_hydra_config=True).hydra.sweeper.params
+        swept = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+        (points,) = BasicSweeper.split_arguments(swept, None)
+        assert len(points) > 3
+        identities = []
+        for point in points:
+            setting = build(compose("config", overrides=[chosen, "trainer=cpu", *point]))
+            identities.append(identity(parts_of(setting)))
+    assert len(set(identities)) == len(points)
+
+
+def test_launchers_compose(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("submitit", reason="hydra-submitit-launcher is not installed")
+    monkeypatch.setenv("ILO_IMAGE", "/shared/ilo.sif")
+    with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
+        for launcher in ("slurm", "slurm_container"):
+            overrides = [f"hydra/launcher={launcher}", "hydra.sweep.dir=multirun/x"]
+            config = compose("config", overrides=overrides, return_hydra_config=True)
+            settings = OmegaConf.to_container(config.hydra.launcher, resolve=True, throw_on_missing=True)
+            assert isinstance(settings, dict)
+            assert settings["max_num_timeout"] > 0 and settings["additional_parameters"]["requeue"] is True
+            assert ("/shared/ilo.sif" in str(settings["setup"])) == (launcher == "slurm_container")
 
 
 def test_methods_have_equal_budgets():

@@ -39,6 +39,12 @@ NOT_RUN = {
     r".* generator\.checkpoint=stylegan2-ffhq-config-f\.pt.*": "no such file here; tests do it with random weights",
     r"ilo convert network\.pkl .*": "no such file here; tests/test_checkpoint_commands.py does it",
     r"make [a-z-]+": "installs an environment first; `make -n` says whether there is such a target",
+    r"git clone .*|python3 -m venv .*": "makes an environment; tests/test_container.py does it",
+    r"wandb .*|ilo dashboard .*": "needs an account; tests/loggers has a server's stand-in",
+    r"ilo solve .*/launcher=slurm .*|python run\.py .*/launcher=slurm": "needs a cluster; tests/slurm starts one",
+    r"ilo .*/shared/.*|ilo status .*": "no such folder here; tests/test_sweep.py and tests/report make one",
+    r"ilo solve -m … .*": "the rest is to be filled in; tests/test_sweep.py has shards",
+    r"python benchmarks/checkpoint_cost\.py .*": "needs a GPU; tests/test_benchmarks.py does it without",
     r"python tools/train_\w+\.py .*": "trains for minutes to hours; its options are compared with --help",
 }
 SHORT = ["method.steps=1", "method.lr=0.01", "data.limit=1"]
@@ -87,7 +93,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     mask[20:40, 20:40] = 0
     Image.fromarray(mask).save(tmp_path / "mask.png")
     np.savez(tmp_path / "images.npz", images=images)
-    shutil.copyfile(tmp_path / "images.npz", tmp_path / "FOLDER_OR_NPZ")
+    shutil.copytree(tmp_path / "FOLDER", tmp_path / "FOLDER_OR_NPZ")
     monkeypatch.syspath_prepend(tmp_path)
     import mynet  # pyright: ignore[reportMissingImports]
     from hydra.utils import instantiate

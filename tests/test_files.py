@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import ilo_lightning.data
-from ilo_lightning.files import locate, write_atomically
+from ilo_lightning.files import locate, pack, read_stored, unpacked, write_atomically
 
 
 @pytest.mark.parametrize(("content", "stored"), [(b"\x00\xff", b"\x00\xff"), ("7 ± 1\n", b"7 \xc2\xb1 1\n"), ("", b"")])
@@ -98,3 +98,38 @@ def test_locate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert locate("pkg://ilo_lightning.data/astronaut.png") == bundled
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):
         locate("pkg://no_such_package/file")
+
+
+def test_what_is_packed_can_be_read(tmp_path: Path):
+    row = {"folder": "images/a b", "batch": 3}
+    source = tmp_path / "scratch" / "images" / "a b"
+    source.mkdir(parents=True)
+    (source / "figure.png").write_bytes(b"\x89PNG\r\n")
+    (source / "solution.safetensors").write_bytes(b"")
+    run = tmp_path / "run"
+    pack(tmp_path / "scratch", run / "batches" / "0003.zip")
+    assert [path.name for path in (run / "batches").iterdir()] == ["0003.zip"]
+    assert read_stored(run, row, "figure.png") == b"\x89PNG\r\n"
+    assert read_stored(run, row, "solution.safetensors") == b""
+    for missing in ({**row, "batch": 4}, {**row, "folder": "images/b"}):
+        with pytest.raises(FileNotFoundError):
+            read_stored(run, missing, "figure.png")
+    with unpacked(run, "*.png") as images:
+        assert [path.relative_to(images).as_posix() for path in images.rglob("*.*")] == ["a b/figure.png"]
+    assert not images.exists()
+    (run / "images" / "a b").mkdir(parents=True)
+    (run / "images" / "a b" / "figure.png").write_bytes(b"newer")
+    assert read_stored(run, row, "figure.png") == b"newer"
+
+
+def test_a_pack_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "x").write_bytes(b"x" * 1000)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        pack(tmp_path / "source", tmp_path / "out" / "0000.zip")
+    assert list((tmp_path / "out").iterdir()) == []

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ilo_lightning import identity as module
-from ilo_lightning.identity import commit, differences, fingerprint, identity
+from ilo_lightning.identity import commit, differences, fingerprint, identity, without_places
 
 PARTS = {"method": {"name": "ilo", "steps": [50, 50], "lr": 0.1}, "seed": 0, "images": ["ab", "cd"], "mask": None}
 
@@ -177,3 +177,21 @@ def test_the_commit_of_a_checkout_and_whether_it_has_changes(source_tree: Path):
     commit.cache_clear()
     (source_tree / "pyproject.toml").write_text("changed")
     assert commit() == f"{clean}-dirty"
+
+
+def test_places_don_t_count_and_everything_else_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mask.png").touch()
+    (tmp_path / "ilo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = {
+        "task": {"name": "inpainting", "mask": "mask.png", "box": [1, 2], "operator": {"_target_": "a.B", "seed": 0}},
+        "generator": {"checkpoint": f"{tmp_path}/mask.png", "truncation": 0.7},
+        "method": {"name": "ilo"},
+        "data": {"path": "photos", "mode": "simulated", "limit": 3, "shard": "1/2", "batch_size": 8},
+    }
+    assert without_places(config) == {
+        "task": {"name": "inpainting", "box": [1, 2], "operator": {"_target_": "a.B", "seed": 0}},
+        "generator": {"truncation": 0.7},
+        "method": {"name": "ilo"},  # although there is a folder of that name
+        "data": {"mode": "simulated"},
+    }

@@ -19,10 +19,12 @@ from safetensors import safe_open
 
 from ilo_lightning import metrics
 from ilo_lightning.data.images import to_uint8
-from ilo_lightning.files import exclusive
+from ilo_lightning.files import read_stored
 from ilo_lightning.generators.checkpoints import load_generator, save_generator
 from ilo_lightning.main import main
+from ilo_lightning.scoring import main as score
 from ilo_lightning.solution import Solution, SolutionError
+from ilo_lightning.sweeps.lease import Lease
 from tests.networks import small_stylegan2
 
 ILO = ["method.layers=[0,1,2]", "method.steps=[4,3,5]", "method.lr=[0.1,0.05,0.05]"]
@@ -105,7 +107,8 @@ def test_every_task_runs(task: list[str], checkpoint: Path, pictures: Path, tmp_
     assert main(arguments(checkpoint, pictures, tmp_path, *task, "data.limit=1", "logger=csv")) == 0
     assert len(rows_of(tmp_path)) == 1
     lines = (tmp_path / "logs" / "0000-ilo" / "version_0" / "metrics.csv").read_text().splitlines()
-    assert lines[0].startswith("data_fit") and len(lines) == 3
+    assert {"data_fit", "distance_activation", "lr", "stage", "step"} <= set(lines[0].split(","))
+    assert len(lines) == 1 + len({0, 3, 6, 10, 11}), "every tenth step, and the last of each stage"
 
 
 def test_a_mask_picture_hides_exactly_its_black_pixels(checkpoint: Path, pictures: Path, tmp_path: Path):
@@ -156,8 +159,10 @@ def test_a_folder_is_not_continued_with_other_settings(checkpoint: Path, picture
 
 def test_two_processes_do_not_share_a_folder(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
     command = arguments(checkpoint, pictures, tmp_path, "data.limit=1", "method.steps=1")
-    with exclusive(tmp_path / ".lock"):
-        assert main(command) == 2
+    lease = Lease(tmp_path / ".lease")
+    lease.acquire()
+    assert main(command) == 2
+    lease.release()
     assert "another process is working in this folder" in capsys.readouterr().err
     assert main(command) == 0
 
@@ -258,3 +263,43 @@ def test_help_is_quick_to_import():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
     assert done.stdout.strip().endswith("False False"), done.stderr
     assert "== Configuration groups ==" in done.stdout
+
+
+def test_a_packed_run_has_a_file_per_batch(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
+    """The same bytes, in zip files; and scores are made from them."""
+    assert main(arguments(checkpoint, pictures, tmp_path / "files", *CSGM)) == 0
+    assert main(arguments(checkpoint, pictures, tmp_path / "packed", *CSGM, "pack=true")) == 0
+    assert "batches/*.zip" in capsys.readouterr().out
+    assert not (tmp_path / "packed" / "images").exists()
+    assert sorted(path.name for path in (tmp_path / "packed" / "batches").iterdir()) == [
+        "0000.jsonl", "0000.zip", "0001.jsonl", "0001.zip"]  # fmt: skip
+    assert comparable(rows_of(tmp_path / "packed")) == comparable(rows_of(tmp_path / "files"))
+    for row in rows_of(tmp_path / "packed"):
+        for path in (tmp_path / "files" / row["folder"]).iterdir():
+            stored = read_stored(tmp_path / "packed", row, path.name)
+            assert path.suffix != ".png" or stored == path.read_bytes()
+    assert (tmp_path / "packed" / "run.json").read_text() == (tmp_path / "files" / "run.json").read_text()
+    scores = []
+    for run in ("files", "packed"):
+        assert score([str(tmp_path / run), "--truth", str(pictures)]) == 0
+        scores.append((tmp_path / run / "scores.jsonl").read_text())
+    assert scores[0] == scores[1]
+
+
+def test_a_run_goes_on_packed_or_not(checkpoint: Path, pictures: Path, tmp_path: Path):
+    """Whatever the earlier call did, every image is in one place."""
+    for packing, again in (("false", "true"), ("true", "false")):
+        run = tmp_path / packing
+        assert main(arguments(checkpoint, pictures, run, *CSGM, f"pack={packing}")) == 0
+        rows = rows_of(run)
+        (run / "batches" / "0001.jsonl").unlink()
+        assert main(arguments(checkpoint, pictures, run, *CSGM, f"pack={again}")) == 0
+        assert comparable(rows_of(run)) == comparable(rows)
+        for row in rows:
+            in_folder = row["batch"] == (0 if packing == "false" else 1)
+            assert (run / row["folder"]).exists() == in_folder
+            assert (run / "batches" / f"{row['batch']:04d}.zip").exists() != in_folder
+            assert read_stored(run, row, "figure.png").startswith(b"\x89PNG")
+        assert score([str(run), "--truth", str(pictures)]) == 0
+        scored = [json.loads(line)["image"] for line in (run / "scores.jsonl").read_text().splitlines()]
+        assert set(scored) == {row["image"] for row in rows}

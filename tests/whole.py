@@ -42,6 +42,6 @@ def check_folder(folder: Path) -> list[str]:
         if path.suffix == ".part":
             assert path.name.startswith("."), f"{path}: unfinished, and not hidden"
             unfinished.append(path.name)
-        elif path.is_file() and path.name not in (".lock", "0000-error.txt"):
+        elif path.is_file() and path.name not in (".lease", ".entrance", "0000-error.txt"):
             read(path)
     return unfinished

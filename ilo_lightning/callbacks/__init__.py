@@ -1,7 +1,8 @@
-"""What happens around a step: stages, constraints, the best iterate, checkpoints, history, pictures, progress."""
+"""What happens around a step: stages, constraints, best iterate, checkpoints, history, curves, pictures, progress."""
 
 from .best_iterate import BestIterate
 from .checkpoint import ResumeCheckpoint
+from .curves import Curves
 from .history import History
 from .l1_projection import L1Projection
 from .picture_strip import PictureStrip
@@ -11,6 +12,7 @@ from .stage_schedule import StageSchedule
 
 __all__ = [
     "BestIterate",
+    "Curves",
     "History",
     "L1Projection",
     "PictureStrip",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 import warnings
 from pathlib import Path
 
@@ -23,8 +24,8 @@ class ResumeCheckpoint(Checkpoint):
 
     Args:
         path: the file; written aside, synchronised and renamed.
-        every_seconds: time between two saves; the end of a stage is always saved.
-        every_steps: steps between two saves; None: only time counts.
+        every_seconds: time between two saves; also from the beginning to the first.
+        every_steps: save after every so many steps, too; None: only time counts.
         stop: if somebody asked to stop, the file is saved and ``Interrupted`` raised.
     """
 
@@ -57,7 +58,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save now. Where that fails (a full disk), warn and go on: the file saved before stays."""
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        part = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.part")
         try:
             trainer.save_checkpoint(part, weights_only=False)
             with part.open("rb") as file:
@@ -70,14 +71,16 @@ class ResumeCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: InverseProblem, *args: object) -> None:
-        if trainer.is_last_batch:
-            return
+        if not trainer.is_last_batch:
+            self._look(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:
+        self._look(trainer)
+
+    def _look(self, trainer: pl.Trainer) -> None:
+        """Save if it is time, or if somebody asked to stop."""
         due = self.every_steps is not None and trainer.global_step % self.every_steps == 0
         asked = self.stop.signum is not None
         if due or asked or time.monotonic() - self._saved_at >= self.every_seconds:
             self.save(trainer)
-        self.stop.check()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:
-        self.save(trainer)
         self.stop.check()

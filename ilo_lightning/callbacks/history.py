@@ -13,14 +13,9 @@ from ..problem import InverseProblem
 
 
 class History(pl.Callback):
-    """Keeps the data fit of every image at every step, with its stage and learning rate; tells the Trainer's loggers.
+    """Keeps the data fit of every image at every step, with its stage and learning rate."""
 
-    Args:
-        log_every: steps between two lines to the loggers.
-    """
-
-    def __init__(self, log_every: int = 10):
-        self.log_every = log_every
+    def __init__(self) -> None:
         self.fit: list[Tensor] = []
         """Data fit ``(B,)`` at each step, of the point before the update."""
         self.stage: list[int] = []
@@ -48,16 +43,6 @@ class History(pl.Callback):
         self.lr.append(self._next_lr)
         now = time.monotonic()
         self.seconds, self._clock = self.seconds + now - self._clock, now
-        step = len(self.fit) - 1
-        if trainer.loggers and step % self.log_every == 0:
-            metrics = {
-                "data_fit": float(self.fit[-1].mean()),
-                "stage": float(pl_module.stage_index),
-                "layer": float(pl_module.stage.layer),
-                "lr": self._next_lr,
-            }
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=step)
 
     def state_dict(self) -> dict[str, Any]:
         return {

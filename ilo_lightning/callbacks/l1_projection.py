@@ -36,6 +36,15 @@ class L1Projection(pl.Callback):
         return self._radii
 
     @torch.no_grad()
+    def distances(self, problem: InverseProblem) -> dict[str, Tensor]:
+        """Distance ``(B,)`` of each constrained tensor from its centre, as a fraction of its radius."""
+        found = {}
+        for name, radius in self._radii_of(problem).items():
+            distance = (problem.variables[name] - problem.center[name]).flatten(1).abs().sum(dim=1)
+            found[name] = torch.where(radius > 0, distance / radius, 1.0)  # a ball of one point is all surface
+        return found
+
+    @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: InverseProblem, *args: object) -> None:
         for name, radius in self._radii_of(pl_module).items():
             parameter = pl_module.variables[name]

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..exit_codes import DONE, REFUSED, SOME_FAILED
 from ..files import write_atomically
 from .sweep import FAILED, STATES, Problem, SweepError
 from .units import units
 
 if TYPE_CHECKING:
     from .collect import Collection
-
-DONE, REFUSED, SOME_FAILED = 0, 2, 3  # as in `main`, whose import would bring Hydra
 
 MANIFEST = "files.json"
 """In a report's folder: the files it consists of, so that the next report can remove those that it doesn't have."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ..files import read_stored
 from .collect import Collection
 from .units import Unit
 
@@ -44,7 +46,7 @@ def gather(collection: Collection, units: Sequence[Unit], limit: int | None, fol
     rows = collection.rows.filter(pl.col("folder").is_not_null() & pl.col("image").is_not_null())
     rows = rows.with_columns(pl.col("number").replace_strict(unit_of, return_dtype=pl.Int64).alias("unit"))
     images = rows.group_by("unit", "image", maintain_order=True).agg(
-        pl.col("number").first(), pl.col("folder").first(), pl.col("method"), pl.col("role"), pl.col("index").first()
+        pl.col("number", "folder", "batch", "index").first(), pl.col("method", "role")
     )
     images = images.sort("unit", "index", "image", maintain_order=True)
     if limit is not None:
@@ -52,13 +54,13 @@ def gather(collection: Collection, units: Sequence[Unit], limit: int | None, fol
     store = _Store(folder)
     found = []
     for row in images.iter_rows(named=True):
-        source = collection.points[row["number"]].folder / row["folder"]
+        run = collection.points[row["number"]].folder
         solved = {}
         for method, role in zip(row["method"], row["role"], strict=True):
             suffix = "" if role == "method" else f"-{method}"
-            if path := store.add(source / f"reconstruction{suffix}.png"):
+            if path := store.add(run, row, f"reconstruction{suffix}.png"):
                 solved[method] = path
-        measurement, truth = (store.add(source / f"{name}.png") for name in ("measurement", "truth"))
+        measurement, truth = (store.add(run, row, f"{name}.png") for name in ("measurement", "truth"))
         if measurement or truth or solved:
             found.append(Comparison(row["unit"], row["image"], measurement, truth, solved))
     return found
@@ -70,12 +72,12 @@ class _Store:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def add(self, path: Path) -> str | None:
+    def add(self, run: Path, row: Mapping[str, Any], picture: str) -> str | None:
         try:
-            content = path.read_bytes()
+            content = read_stored(run, row, picture)
         except OSError:  # deleted, or never made
             return None
-        name = f"{hashlib.sha256(content).hexdigest()[:20]}{path.suffix}"
+        name = f"{hashlib.sha256(content).hexdigest()[:20]}.png"
         target = self.folder / FOLDER / name
         if not target.exists() or target.stat().st_size != len(content):
             target.parent.mkdir(parents=True, exist_ok=True)

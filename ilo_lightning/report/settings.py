@@ -14,8 +14,8 @@ MAIN = ("task.fraction", "task.factor", "task.noise.sigma", "task.noise.peak", "
 """Always columns of the collected table where a configuration has them, and the first to tell points apart."""
 
 # How and where a point is run, not what is computed.
-_PLACEMENT = ("logger", "hydra", "experiment", "checkpoint_every_seconds", "force", "data.batch_size", "data.shard")
-_PLACEMENT += ("trainer.accelerator", "trainer.devices")
+_PLACEMENT = ("logger", "hydra", "experiment", "checkpoint_every_seconds", "force", "pack", "data.batch_size")
+_PLACEMENT += ("data.shard", "trainer.accelerator", "trainer.devices")
 # task.radius acts only through method.radius, and only on the methods that have one.
 _NO_DIFFERENCE = (*_PLACEMENT, "data.limit", "task.radius")
 

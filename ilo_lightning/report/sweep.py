@@ -17,10 +17,16 @@ from typing import Any
 
 import yaml
 
+from ..sweeps import status
+from ..sweeps.lease import clock_ahead
+from ..sweeps.shard import Shard
+
 Row = dict[str, Any]
 
-DONE, RUNNING, FAILED, UNFINISHED, MISSING = STATES = ("done", "running", "failed", "unfinished", "missing")
-"""A point is unfinished if it has some of its results, missing if it has none, and nothing says that it runs."""
+DONE, RUNNING, FAILED, UNFINISHED, MISSING = STATES = (
+    status.DONE, status.RUNNING, status.FAILED, "unfinished", status.MISSING
+)  # fmt: skip
+"""A point is unfinished if it has some of its results, missing if it has none, and nobody works on it."""
 
 _MARKS = ("config.yaml", "run.json", "results.jsonl", "batches")
 _STATUS = re.compile(r"status(-\d+-of-\d+)?\.json")  # of a point, or of one shard of it
@@ -189,16 +195,21 @@ def _judge(point: Point, statuses: Sequence[Row], final: bool, expected: int | N
         point.state = FAILED if len(failed) == len(point.rows) else DONE
     else:
         point.state = UNFINISHED if point.rows else MISSING
-    said = {status.get("state") for status in statuses}
+    said = {entry.get("state") for entry in statuses}
+    whole = [entry.get("shard", str(Shard())) for entry in statuses] == [str(Shard())]
     if FAILED in said:
         point.state = FAILED
     elif RUNNING in said and point.state in (UNFINISHED, MISSING):
-        point.state = RUNNING
-    elif said == {DONE} and len(statuses) == 1 and point.state in (UNFINISHED, MISSING):
+        finding = status.find(point.folder, ahead=clock_ahead(point.folder) or 0.0)
+        if finding.state == RUNNING:
+            point.state = RUNNING
+        else:
+            problems.append(Problem(f"{point.folder}: {finding.note}; `ilo status` says how to go on"))
+    elif said == {DONE} and whole and point.state in (UNFINISHED, MISSING):
         count = f"{len(point.rows)} of {expected} images have" if expected else f"{len(point.rows)} images have"
         problems.append(Problem(f"{point.folder}: status.json says done, but {count} results; was a part deleted?"))
     if point.state == FAILED:
-        reasons = [status["error"] for status in statuses if status.get("error")] + [row["error"] for row in failed]
+        reasons = [entry["error"] for entry in statuses if entry.get("error")] + [row["error"] for row in failed]
         point.error = str(reasons[0]) if reasons else "no reason is recorded"
 
 
@@ -259,10 +270,11 @@ class _Rows:
             return rows
         known = {row["index"]: row for row in rows}
         try:
-            finished = sorted(path for path in self.batches.glob("*.jsonl") if not path.name.startswith("."))
+            found = [path for path in self.batches.glob("*.jsonl") if not path.name.startswith(".")]
         except OSError:
-            finished = []
-        for path in finished:
+            found = []
+        # What was finished counts more than what there was when it was broken off.
+        for path in sorted(found, key=lambda path: (not path.stem.endswith("-fault"), path.name)):
             known |= {row["index"]: row for row in self._parse(path)[0]}
         return [known[index] for index in sorted(known)]
 

@@ -22,7 +22,13 @@ from ilo_lightning.report import command
 from ilo_lightning.report.collect import collect, table
 from ilo_lightning.report.summary import summarise
 from ilo_lightning.report.sweep import _parse_yaml
+from ilo_lightning.sweeps.lease import Lease
 from tests.synthetic_sweep import Sweep
+
+
+def points(sweep: Path) -> list[Path]:
+    """The folders of a sweep."""
+    return sorted(path.parent for path in sweep.glob("*/run.json"))
 
 
 def raw_rows(sweep: Path) -> list[dict[str, Any]]:
@@ -58,13 +64,13 @@ def structure(value: Any) -> Any:
 def test_a_row_per_image_point_and_method(finished_sweep: Path):
     frame = table(collect([finished_sweep]))
     assert len(frame) == 2 * 3 * 2
-    for number in range(2):
-        folder = finished_sweep / str(number)
+    assert len(points(finished_sweep)) == 2
+    for folder in points(finished_sweep):
         config = OmegaConf.load(folder / "config.yaml")
         identity = json.loads((folder / "run.json").read_text())["identity"]
         for row in [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]:
             for outcome, section in ((row, config.method), (row["baseline"], config.baseline)):
-                found = frame.filter(point=str(number), image=row["image"], method=outcome["method"]).to_dicts()
+                found = frame.filter(point=folder.name, image=row["image"], method=outcome["method"]).to_dicts()
                 (entry,) = found
                 assert {name: entry[name] for name in outcome["metrics"]} == outcome["metrics"]
                 assert entry["task.fraction"] == config.task.fraction
@@ -86,10 +92,10 @@ def test_made_up_sweeps_are_like_real_ones(finished_sweep: Path, made_up: Path):
         row["stages"], row["baseline"]["stages"] = row["stages"][:1], row["baseline"]["stages"][:1]
     assert structure(invented) == structure(real)
     configs = [
-        OmegaConf.to_container(OmegaConf.load(sweep / "0" / "config.yaml")) for sweep in (finished_sweep, made_up)
+        OmegaConf.to_container(OmegaConf.load(points(sweep)[0] / "config.yaml")) for sweep in (finished_sweep, made_up)
     ]
     assert structure(configs[1]) == structure(configs[0])
-    records = [json.loads((sweep / "0" / "run.json").read_text()) for sweep in (finished_sweep, made_up)]
+    records = [json.loads((points(sweep)[0] / "run.json").read_text()) for sweep in (finished_sweep, made_up)]
     assert set(records[1]) == set(records[0]) and set(records[1]["parts"]) <= set(records[0]["parts"])
 
 
@@ -159,14 +165,49 @@ def test_a_partial_sweep_gives_the_part_that_is_there(made_up: Path):
 def test_a_batch_that_was_finished_later_replaces_its_failure(real_sweep: Path):
     """results.jsonl is written at the end of a call; the next call may be killed after it has redone a batch."""
     expected = key_values(table(collect([real_sweep])))
-    results = real_sweep / "0" / "results.jsonl"
+    results = points(real_sweep)[0] / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     rows[0] = {"index": 0, "image": "face0", "error": "broken off"}
     results.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert_frame_equal(key_values(table(collect([real_sweep]))), expected)
-    shutil.rmtree(real_sweep / "0" / "batches")
+    shutil.rmtree(results.parent / "batches")
     errors = table(collect([real_sweep])).filter(pl.col("error").is_not_null())
     assert errors["method"].to_list() == ["ilo", "csgm"] and set(errors["image"]) == {"face0"}
+
+
+def test_what_a_point_has_of_a_batch_that_was_broken_off(real_sweep: Path):
+    """It counts as in results.jsonl, until the batch is finished."""
+    expected = key_values(table(collect([real_sweep])))
+    point = points(real_sweep)[0]
+    (point / "results.jsonl").unlink()
+    rows = (point / "batches" / "0001.jsonl").read_text().splitlines()
+    row = json.loads(rows[0]) | {"fault": "broken off: out of memory"}
+    (point / "batches" / "0001-fault.jsonl").write_text(json.dumps(row) + "\n")
+    assert_frame_equal(key_values(table(collect([real_sweep]))), expected)
+    (point / "batches" / "0001.jsonl").unlink()
+    collection = collect([real_sweep])
+    frame = table(collection)
+    assert frame.filter(point=point.name, image=row["image"])["fault"].to_list() == ["broken off: out of memory"] * 2
+    assert [entry.state for entry in collection.points] == ["unfinished", "done"]
+
+
+def test_shards_that_share_a_folder(made_up: Path):
+    """As `data.shard` leaves them: one of the two is done."""
+    (made_up / "0" / "results.jsonl").unlink()
+    status = {"state": "done", "shard": "1/2"}
+    (made_up / "0" / "status-1-of-2.json").write_text(json.dumps(status))
+    collection = collect([made_up])
+    assert collection.points[0].state == "unfinished" and collection.problems == []
+    assert len(table(collection).filter(point="0")) == 3 * 2
+
+
+def test_a_point_whose_process_was_killed(made_up: Path):
+    (made_up / "0" / "results.jsonl").unlink()
+    (made_up / "0" / "status.json").write_text(json.dumps({"state": "running", "host": "node7"}))
+    collection = collect([made_up])
+    assert collection.points[0].state == "unfinished"
+    (problem,) = collection.problems
+    assert not problem.lost and f"{made_up}/0: its process on node7 was killed" in problem.message
 
 
 def sharded(point: Path, folder: Path, count: int) -> list[Path]:
@@ -360,6 +401,7 @@ def test_what_a_point_says_of_itself(made_up: Path):
     status(0, state="done")
     status(1, state="running")  # it was killed after its last file
     status(2, state="running")
+    Lease(made_up / "2" / ".lease").acquire()
     status(3, state="failed", error="CUDA out of memory")
     status(4, state="done")
     status(5, "status-1-of-2.json", state="done")

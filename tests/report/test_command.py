@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ilo_lightning import main
+from ilo_lightning.files import pack
 from ilo_lightning.report import command
 from ilo_lightning.report.collect import collect
 from ilo_lightning.report.pictures import gather
@@ -29,10 +29,6 @@ def little(tmp_path: Path) -> Path:
 
 def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_exit_codes_are_those_of_a_run():
-    assert (command.DONE, command.REFUSED, command.SOME_FAILED) == (main.DONE, main.REFUSED, main.SOME_FAILED)
 
 
 def test_a_report_of_a_real_sweep(real_sweep: Path, capsys: pytest.CaptureFixture):
@@ -137,6 +133,26 @@ def test_another_number_of_images_is_refused(limit: str, little: Path, capsys: p
     with pytest.raises(SystemExit) as end:
         command.report([str(little), "--images", limit])
     assert end.value.code == 2 and "a whole number" in capsys.readouterr().err
+
+
+def test_pictures_that_are_packed_are_shown(real_sweep: Path):
+    """With `pack=true` they are in a zip file per batch."""
+    found = []
+    for packed in (False, True):
+        if packed:
+            for point in {path.parent for path in real_sweep.glob("*/run.json")}:
+                rows = [json.loads(line) for line in (point / "results.jsonl").read_text().splitlines()]
+                for batch in {row["batch"] for row in rows}:
+                    for row in rows:
+                        if row["batch"] == batch:
+                            shutil.move(point / row["folder"], real_sweep / ".scratch" / row["folder"])
+                    pack(real_sweep / ".scratch", point / "batches" / f"{batch:04d}.zip")
+                    shutil.rmtree(real_sweep / ".scratch")
+                (point / "images").rmdir()
+        report = real_sweep.parent / f"report {packed}"
+        assert command.report([str(real_sweep), "--output", str(report)]) == 0
+        found.append({name for name in files_of(report) if name.startswith("pictures/")})
+    assert found[0] == found[1] and found[0]
 
 
 def test_pictures_that_are_gone_are_not_shown(tmp_path: Path):

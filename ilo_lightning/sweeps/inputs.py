@@ -1,0 +1,53 @@
+"""The files that a configuration names, with stamps: cheap to compare where the contents, which make the identity of a
+point, would have to be read."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files import locate
+
+
+def inputs_of(config: Any) -> dict[str, str]:
+    """Every existing file, folder or glob that a configuration names, absolute, with its stamp."""
+    if isinstance(config, Mapping):
+        return {path: stamp for value in config.values() for path, stamp in inputs_of(value).items()}
+    if isinstance(config, list | tuple):
+        return {path: stamp for value in config for path, stamp in inputs_of(value).items()}
+    path = place(config)
+    return {} if path is None else {path: stamp_of(path)}
+
+
+def place(value: Any) -> str | None:
+    """The absolute path that a value of a configuration names, if it names one."""
+    if not isinstance(value, str) or not value or "\n" in value or len(value) > 4096:
+        return None
+    try:
+        path = os.path.abspath(locate(value))
+    except (ValueError, ModuleNotFoundError, RuntimeError):
+        return None
+    return path if os.path.exists(path) or (os.sep in value and glob.has_magic(value)) else None
+
+
+def stamp_of(path: str) -> str:
+    """Changes when a file, the files of a folder or the matches of a glob are replaced: their names, sizes and
+    modification times. Empty if there is nothing."""
+    if os.path.isdir(path):
+        files = [entry.path for entry in os.scandir(path) if entry.is_file()]
+    elif os.path.exists(path):
+        files = [path]
+    else:
+        files = glob.glob(path, recursive=True)
+    lines = []
+    for file in sorted(files):
+        try:
+            stat = Path(file).stat()
+        except OSError:
+            continue
+        lines.append(f"{file} {stat.st_size} {stat.st_mtime_ns}")
+    return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16] if lines else ""

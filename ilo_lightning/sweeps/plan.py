@@ -1,0 +1,199 @@
+"""Which points a sweep has, and in which folders: decided from their overrides, before anything is run.
+
+SWEEP/plan-1a2b3c4d.json    the points of one command; a sweep that was extended has several plans
+SWEEP/POINT/                a point: what was swept, then a hash of all that it computes
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..files import write_atomically
+from ..identity import identity
+
+NEUTRAL = ("hydra", "logger", "trainer.accelerator", "force", "data.shard", "checkpoint_every_seconds", "pack")
+"""Entries (with all below them) that change how a point is computed, and not what: its folder stays the same."""
+UNNAMED = (*NEUTRAL, "trainer")
+"""Overrides that are not in the name of its folder; a trainer's precision is in the hash."""
+MAX_NAME = 120
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point, or a shard of one.
+
+    Args:
+        folder: below the sweep's.
+        shard: ``i/n``.
+        overrides: all that makes it, as on the command line.
+    """
+
+    folder: str
+    shard: str = "1/1"
+    overrides: Sequence[str] = field(default=(), compare=False)
+
+    @property
+    def label(self) -> str:
+        """How it is named in messages."""
+        return self.folder if self.shard == "1/1" else f"{self.folder} (shard {self.shard})"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The points of one command.
+
+    Args:
+        command: its overrides, before they were swept.
+        directory: the working directory it was given in; paths in overrides are relative to it.
+    """
+
+    command: Sequence[str]
+    directory: str
+    points: Sequence[Point]
+
+    def write(self, sweep: Path) -> None:
+        """The same plan is the same file; another one lies beside it."""
+        content = {
+            "command": list(self.command),
+            "directory": self.directory,
+            "points": [asdict(p) for p in self.points],
+        }
+        name = f"plan-{identity({'points': content['points']})[:8]}.json"
+        write_atomically(sweep / name, json.dumps(content, indent=1) + "\n")
+
+
+def read_plans(sweep: Path) -> list[Plan]:
+    """The plans of a sweep, in the order in which they were last begun; what can't be read is left out."""
+    plans = []
+    for path in sorted(sweep.glob("plan-*.json"), key=lambda path: path.stat().st_mtime):
+        try:
+            content = json.loads(path.read_text())
+            points = [Point(**point) for point in content["points"]]
+            plans.append(Plan(content["command"], content["directory"], points))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return plans
+
+
+def is_below(key: str, names: Sequence[str]) -> bool:
+    """Whether a dotted key is one of ``names``, or below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def key_of(override: str) -> str:
+    """The dotted key that an override sets."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
+
+
+def without_neutral(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration without its ``NEUTRAL`` entries."""
+    kept = {}
+    for key, value in tree.items():
+        if not is_below(f"{prefix}{key}", NEUTRAL):
+            kept[key] = without_neutral(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+    return kept
+
+
+def shard_of(overrides: Sequence[str]) -> str | None:
+    """The value of ``data.shard``; None for everything."""
+    value = _value("data.shard", overrides)
+    return None if value in (None, "", "null") else value
+
+
+def force_of(overrides: Sequence[str]) -> bool:
+    """Whether points are to be done anew."""
+    return (_value("force", overrides) or "false").lower() not in ("false", "null")
+
+
+def unforced(overrides: Sequence[str]) -> list[str]:
+    """Without any ``force``."""
+    return [override for override in overrides if key_of(override) != "force"]
+
+
+def _value(key: str, overrides: Sequence[str]) -> str | None:
+    values = [override.partition("=")[2].strip("'\"") for override in overrides if key_of(override) == key]
+    return values[-1] if values else None
+
+
+def digest_of(base: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """A hash of all that a point computes, as far as its configuration tells: 12 hexadecimal digits.
+
+    Args:
+        base: the configuration as its groups give it.
+        values: dotted key -> value that it gets instead.
+    """
+    tree = copy.deepcopy(dict(base))
+    for key, value in values.items():
+        *path, last = key.split(".")
+        place: Any = tree
+        for name in path:
+            place = place.setdefault(name, {}) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place[last] = value
+        else:  # an entry of a list, say
+            tree[f"{key}="] = value
+    return identity(without_neutral(tree))[:12]
+
+
+def folder_of(digest: str, overrides: Sequence[str], swept: Collection[str], known: Mapping[str, str]) -> str:
+    """The name of a point's folder: readable, then its digest. Neither a shell nor Hydra wants it quoted.
+
+    Args:
+        swept: the keys whose values differ in the sweep.
+        known: digest -> name, of folders that exist or were planned; a point keeps its folder when a sweep is extended.
+    """
+    if digest in known:
+        return known[digest]
+    named = [o.lstrip("+~") for o in overrides if key_of(o) in swept and not is_below(key_of(o), UNNAMED)]
+    parts = (re.sub(r"[^A-Za-z0-9_.-]+", "_", override.replace("=", "-", 1)) for override in named)
+    return f"{'+'.join(parts)[:MAX_NAME].strip('_.+-') or 'point'}-{digest}"
+
+
+def known_folders(sweep: Path) -> dict[str, str]:
+    """Digest -> name of the points' folders that a sweep has, or has planned."""
+    names = [entry.name for entry in sweep.iterdir() if entry.is_dir()] if sweep.is_dir() else []
+    names += [point.folder for plan in read_plans(sweep) for point in plan.points]
+    return {name[-12:]: name for name in names if re.fullmatch(r".*-[0-9a-f]{12}", name)}
+
+
+def sweep_name(command: Sequence[str], params: Mapping[str, str]) -> str:
+    """A name for a sweep that the same command gives again."""
+    counted = sorted(override for override in command if not is_below(key_of(override), UNNAMED))
+    chosen = [override.partition("=")[2] for override in counted if override.startswith("experiment=")]
+    name = re.sub(r"[^\w.-]+", "_", chosen[0]) if chosen else "sweep"
+    return f"{name}-{identity({'command': counted, 'params': dict(params)})[:8]}"
+
+
+def quoted(value: str) -> str:
+    """A string as the value of an override: Hydra takes backslashes as they are, but for those before a quote."""
+    if re.fullmatch(r"[A-Za-z/.][A-Za-z0-9_/.+@-]*", value):
+        return value
+    return "'" + re.sub(r"(\\*)(')", r"\1\1\\\2", re.sub(r"(\\+)$", r"\1\1", value)) + "'"
+
+
+def command_line(overrides: Sequence[str], *more: str) -> str:
+    """What to type in a shell."""
+    return " ".join(["ilo", "solve", *(shlex.quote(word) for word in (*overrides, *more))])
+
+
+def folders(sweep: Path) -> Iterator[Path]:
+    """Every folder of a point below a sweep's, at any depth, whether planned or not."""
+    pending = [sweep]
+    while pending:
+        folder = pending.pop()
+        try:
+            entries = sorted(folder.iterdir())
+        except OSError:
+            continue
+        names = {entry.name for entry in entries}
+        if names & {"run.json", "config.yaml"} or any(re.fullmatch(r"status(-\d+-of-\d+)?\.json", n) for n in names):
+            yield folder
+        else:
+            pending += [entry for entry in reversed(entries) if entry.is_dir() and not entry.name.startswith(".")]

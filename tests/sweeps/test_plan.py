@@ -1,0 +1,120 @@
+"""Names of points and sweeps: the same for the same, another for another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ilo_lightning.sweeps.plan import (
+    Plan,
+    Point,
+    command_line,
+    digest_of,
+    folder_of,
+    folders,
+    known_folders,
+    quoted,
+    read_plans,
+    shard_of,
+    sweep_name,
+)
+
+BASE = {
+    "method": {"radius": 0.1, "steps": [50, 50]},
+    "seed": 0,
+    "data": {"path": "x", "shard": None},
+    "trainer": {"accelerator": "auto", "precision": "32-true"},
+}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"seed": 0},
+        {"method.radius": 0.1},
+        {"data.shard": "2/4"},
+        {"trainer.accelerator": "gpu"},
+        {"checkpoint_every_seconds": 5},
+        {"logger.every": 1},
+    ],
+    ids=str,
+)
+def test_what_computes_the_same_has_the_same_digest(values: dict):
+    assert digest_of(BASE, values) == digest_of(BASE, {})
+
+
+def test_what_computes_something_else_has_another():
+    changes = [{}, {"seed": 1}, {"method.radius": 0.2}, {"method.radius": None}, {"method.steps.0": 1},
+               {"data.path": "y"}, {"trainer.precision": "bf16-mixed"}, {"new.key": 1}]  # fmt: skip
+    assert len({digest_of(BASE, change) for change in changes}) == len(changes)
+
+
+def test_a_folder_is_named_by_what_is_swept():
+    overrides = ["task=denoising", "method.radius=0.1", "data.path=/a/b", "trainer=gpu", "data.shard=1/2", "seed=1"]
+    swept = {"method.radius", "seed", "data.shard", "trainer"}
+    assert folder_of("0123456789ab", overrides, swept, {}) == "method.radius-0.1+seed-1-0123456789ab"
+    assert folder_of("0123456789ab", overrides, set(), {}) == "point-0123456789ab"
+    assert folder_of("0123456789ab", overrides, {"seed"}, {"0123456789ab": "as before"}) == "as before"
+
+
+@pytest.mark.parametrize("value", ["[1, 2, 3]", "a b/c\\d", "'x'", "é" * 300, "a=b", "{a: 1}"])
+def test_folder_names_are_file_names(value: str, tmp_path: Path):
+    name = folder_of("0123456789ab", [f"key={value}"], {"key"}, {})
+    (tmp_path / name).mkdir()
+    assert quoted(name) == name and "/" not in name and len(name) <= 140
+    assert known_folders(tmp_path) == {"0123456789ab": name}
+
+
+def test_a_sweep_keeps_its_name():
+    command = ["method=ilo,csgm", "seed=0,1"]
+    name = sweep_name(command, {})
+    assert name == sweep_name([*command[::-1], "force=true", "data.shard=1/2,2/2", "logger=csv", "trainer=gpu"], {})
+    assert name != sweep_name([*command, "task=denoising"], {})
+    assert name != sweep_name(command, {"method.radius": "0.1,0.2"})
+    assert sweep_name(["experiment=sweep_radius"], {}).startswith("sweep_radius-")
+
+
+def test_plans_are_kept_side_by_side(tmp_path: Path):
+    plans = [Plan(["seed=0,1"], "/there", [Point("a", "1/1", ("seed=0",)), Point("b", "2/3", ("seed=1",))]),
+             Plan(["seed=2"], "/there", [Point("c", "1/1", ("seed=2",))])]  # fmt: skip
+    for plan in (*plans, plans[0]):
+        plan.write(tmp_path)
+    (tmp_path / "plan-broken.json").write_text("{")
+    assert len(list(tmp_path.glob("plan-*.json"))) == 3
+    found = {tuple(plan.command): plan for plan in read_plans(tmp_path)}
+    assert found == {tuple(plan.command): plan for plan in plans}
+    assert [tuple(point.overrides) for point in found["seed=0,1",].points] == [("seed=0",), ("seed=1",)]
+
+
+def test_shards_are_read_from_overrides():
+    assert shard_of(["seed=0", "data.shard=2/4"]) == shard_of(["data.shard='2/4'"]) == "2/4"
+    assert shard_of(["seed=0"]) is shard_of(["data.shard=null"]) is None
+
+
+def test_what_is_printed_can_be_typed(tmp_path: Path):
+    """Through a real shell and Hydra's own parser."""
+    import shlex
+
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for path in ("it's \\here, [really] $HOME", "\\'\\\\'", "end\\", "a b=c"):
+        words = shlex.split(command_line([f"hydra.sweep.dir={quoted(path)}", "method.steps=[1,2]"]))
+        assert words[:2] == ["ilo", "solve"]
+        first, second = OverridesParser.create().parse_overrides(words[2:])
+        assert first.value() == path and second.value() == [1, 2]
+
+
+def test_points_are_found_at_any_depth(tmp_path: Path):
+    for name in (
+        "a/run.json",
+        "b/c/status-1-of-2.json",
+        "d/config.yaml",
+        "a/images/x/config.yaml",
+        "e/nothing",
+        ".s/run.json",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [str(folder.relative_to(tmp_path)) for folder in folders(tmp_path)] == ["a", "b/c", "d"]
