@@ -31,8 +31,9 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 WRITTEN = {
     ("generators.md", "python", 0): "mynet.py",
     ("generators.md", "yaml", 0): "myconf/generator/mine.yaml",
-    ("operators.md", "python", 0): "greyscale.py",
-    ("operators.md", "yaml", 0): "myconf/task/colorization.yaml",
+    ("operators.md", "python", 0): "interlaced.py",
+    ("operators.md", "yaml", 0): "myconf/task/grey_and_small.yaml",
+    ("operators.md", "yaml", 1): "myconf/task/deinterlacing.yaml",
 }
 NOT_RUN = {
     r"pip install .*": "changes the environment, and needs the network",
