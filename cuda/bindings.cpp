@@ -120,6 +120,71 @@ Tensor upfirdn2d(const Tensor& input, at::ArrayRef<double> taps, int64_t up, int
   return y;
 }
 
+#ifndef ILO_CUDA
+// (B, C, H, W) in channels_last, with what goes with it; null where there is none.
+struct Pixels {
+  explicit Pixels(const Tensor& x) : x(x) {
+    TORCH_CHECK(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast),
+                "expected (B, C, H, W) in channels_last");
+    images = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
+  }
+  Tensor checked(const char* name, const Tensor& other, at::IntArrayRef size) const {
+    check_alike(name, other, x);
+    TORCH_CHECK(other.sizes() == size, name, " must be ", size, ", got ", other.sizes());
+    return other.contiguous();
+  }
+  Tensor alike(const char* name, const Tensor& other) const {
+    check_alike(name, other, x);
+    TORCH_CHECK(other.sizes() == x.sizes(), name, " must be ", x.sizes(), ", got ", other.sizes());
+    return other.contiguous(at::MemoryFormat::ChannelsLast);
+  }
+  Tensor of_images(const char* name, OptionalTensor other) const {
+    return other ? checked(name, *other, {images, channels}) : Tensor();
+  }
+  Tensor of_pixels(const char* name, OptionalTensor other) const {
+    return other ? checked(name, *other, {images, 1, x.size(2), x.size(3)}) : Tensor();
+  }
+  Tensor empty(at::IntArrayRef size) const { return at::empty(size, x.options()); }
+
+  const Tensor& x;
+  int64_t images, pixels, channels;
+};
+
+const void* data(const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
+
+void styled_act_(const Tensor& x, OptionalTensor scale, const Tensor& bias, OptionalTensor noise, double slope,
+                 std::optional<double> clamp) {
+  const Pixels on(x);
+  const Tensor scales = on.of_images("scale", scale), biases = on.checked("bias", bias, {on.channels});
+  const Tensor map = on.of_pixels("noise", noise);
+  ilo::styled_act(storage(x), x.mutable_data_ptr(), data(scales), data(biases), data(map), on.images, on.pixels,
+                  on.channels, slope, limit_of(clamp));
+}
+
+std::tuple<Tensor, Tensor, Tensor> styled_act_backward(const Tensor& grad, const Tensor& y, OptionalTensor scale,
+                                                       const Tensor& bias, OptionalTensor noise, double slope,
+                                                       std::optional<double> clamp) {
+  const Pixels on(y);
+  const Tensor scales = on.of_images("scale", scale), biases = on.checked("bias", bias, {on.channels});
+  const Tensor map = on.of_pixels("noise", noise), g = on.alike("grad", grad);
+  Tensor inner = at::empty_like(y), total = on.empty({on.images, on.channels});
+  Tensor grad_noise = on.empty({on.images, 1, y.size(2), y.size(3)});
+  ilo::styled_act_backward(storage(y), data(g), data(y), data(scales), data(biases), data(map),
+                           inner.mutable_data_ptr(), total.mutable_data_ptr(), grad_noise.mutable_data_ptr(),
+                           on.images, on.pixels, on.channels, slope, limit_of(clamp));
+  return {inner, total, grad_noise};
+}
+
+Tensor style_backward_(const Tensor& grad, const Tensor& x, const Tensor& style) {
+  const Pixels on(grad);
+  const Tensor in = on.alike("x", x), styles = on.checked("style", style, {on.images, on.channels});
+  Tensor total = on.empty({on.images, on.channels});
+  ilo::style_backward(storage(grad), grad.mutable_data_ptr(), data(in), data(styles), total.mutable_data_ptr(),
+                      on.images, on.pixels, on.channels);
+  return total;
+}
+#endif
+
 // (images, n) in float or half, center alike or none, and float64 numbers per image.
 struct Rows {
   Tensor x, center;
@@ -208,6 +273,11 @@ TORCH_LIBRARY_IMPL(ilo, CPU, library) {
   library.impl("bias_act", &bias_act);
   library.impl("bias_act_backward", &bias_act_backward);
   library.impl("upfirdn2d", &upfirdn2d);
+#ifndef ILO_CUDA
+  library.impl("styled_act_", &styled_act_);
+  library.impl("styled_act_backward", &styled_act_backward);
+  library.impl("style_backward_", &style_backward_);
+#endif
   library.impl("l1_threshold", &l1_threshold);
   library.impl("l1_shrink", &l1_shrink);
   library.impl("l1_ball", &l1_ball);

@@ -17,6 +17,16 @@ void bias_act_backward(Storage, const void* grad, const void* y, void* out, int6
 void upfirdn2d(Storage, const void* x, void* y, const Planes&, const Taps<double>& vertical,
                const Taps<double>& horizontal, Stream);
 
+// For the CPU alone; (images, pixels, channels). scale (images, channels), noise (images, pixels) may be null, limit
+// NaN.
+void styled_act(Storage, void* x, const void* scale, const void* bias, const void* noise, int64_t images,
+                int64_t pixels, int64_t channels, double slope, double limit);
+void styled_act_backward(Storage, const void* grad, const void* y, const void* scale, const void* bias,
+                         const void* noise, void* inner, void* total, void* grad_noise, int64_t images, int64_t pixels,
+                         int64_t channels, double slope, double limit);
+void style_backward(Storage, void* grad, const void* x, const void* style, void* total, int64_t images, int64_t pixels,
+                    int64_t channels);
+
 // (images, n); center may be null. threshold is (images, 2): peak and gap, see l1_ball.h.
 int64_t l1_workspace_bytes(int64_t images, int64_t n);
 void l1_threshold(Storage, const void* x, const void* center, const double* radius, double* threshold, int64_t images,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(141)  # as of a process that SIGPIPE ended
     finally:
         _flush()
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # nothing is left that Ctrl-C could stop
 
 
 def _make_output_dependable() -> None:

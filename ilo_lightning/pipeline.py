@@ -14,6 +14,7 @@ FOLDER/results.jsonl                    all batches merged, once every batch was
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import tempfile
@@ -274,6 +275,8 @@ def _run_batch(
             _note(error, folder, index)
             if error.reconstruction is not None:
                 runs[method.name] = error.reconstruction
+        if fault is not None:
+            gc.collect()  # the traceback's frames, in cycles with it, hold the tensors of the step that was broken off
     complete = fault is None
     with tempfile.TemporaryDirectory() if setting.pack else nullcontext(folder) as base:
         for place, (member, observation) in enumerate(known.items()):

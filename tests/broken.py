@@ -232,11 +232,33 @@ class DrawsFloat32(SequentialGenerator):
         return LatentPoint(0, {"latent": torch.stack([torch.randn(4, generator=rng) for rng in rngs])})
 
 
-def memory_hungry() -> SequentialGenerator:
-    """Upsamples to 2560 x 2560: 80 MB an image, twice in a pass and three times in its gradient."""
-    torch.manual_seed(0)
-    parts = [
-        nn.Sequential(nn.Linear(4, 768), nn.Unflatten(1, (3, 16, 16))),
-        nn.Sequential(nn.Upsample(scale_factor=160), nn.Tanh(), nn.AvgPool2d(160)),
-    ]
-    return SequentialGenerator(parts, [4])
+class Hungry(torch.autograd.Function):
+    """The identity, which asks for 750 MB an image on its way, or on its gradient's. They are not touched."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, place: str) -> Tensor:
+        ctx.place = place
+        if place == "forward":
+            torch.empty(len(x) * 750_000_000, dtype=torch.uint8)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        if ctx.place == "backward":
+            torch.empty(len(gradient) * 750_000_000, dtype=torch.uint8)
+        return gradient, None
+
+
+class MemoryHungry(nn.Module):
+    def __init__(self, place: str):
+        super().__init__()
+        self.place = place
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Hungry.apply(x, self.place)
+
+
+def memory_hungry(place: str) -> SequentialGenerator:
+    """Runs out of memory with several images at once, in a pass or in its gradient (``forward`` or ``backward``)."""
+    first, second = blocks()
+    return SequentialGenerator([nn.Sequential(first, MemoryHungry(place)), second], [4])

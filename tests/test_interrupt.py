@@ -145,3 +145,15 @@ def test_a_process_stopped_by_sigusr2_goes_on_where_it_was(checkpoint: Path, pic
     for folder in ("a", "b"):
         assert main(arguments(checkpoint, pictures, tmp_path / folder, *long)) == 0
     assert comparable(rows_of(tmp_path / "a")) == comparable(rows_of(tmp_path / "b"))
+
+
+def test_ctrl_c_at_the_interpreter_s_end_changes_nothing():
+    """The command is over and its exit code said; what is tidied up then prints no traceback."""
+    code = (
+        "import os, signal, weakref; from ilo_lightning.cli import main\n"
+        "class Any: pass\n"
+        "kept = Any(); weakref.finalize(kept, os.kill, os.getpid(), signal.SIGINT)\n"
+        "main(['--version'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -3,12 +3,12 @@
 Three facts carry this module. A frozen convolution is a linear map: its gradient is the adjoint map, and needs nothing
 of the input. Leaky ReLU can be inverted: what it acted on, and so every gradient of the layer, follows from its output,
 which the next layer keeps anyway; each activation is stored once. And elementwise work is bound by memory: it runs in
-place, over bands of rows that stay in the cache.
+place, in as few passes as can be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.styled_act import per_channel, style_backward_, styled_act_, styled_act_backward
 from . import winograd
 
 SLOPE = 0.2
-BAND_BYTES = 1 << 19
 WINOGRAD_CHANNELS, WINOGRAD_PIXELS = 256, 16 * 16
 """With less, the transforms cost more than the saved multiplications."""
 
 
 class LinearMap(NamedTuple):
-    """A linear function of ``(B, C, H, W)``, and its adjoint. Both return new tensors."""
+    """A linear function of ``(B, C, H, W)``, and its adjoint. Both return new tensors, in channels_last."""
 
     apply: Callable[[Tensor], Tensor]
     adjoint: Callable[[Tensor], Tensor]
@@ -126,21 +126,23 @@ def _unscaled(layer: FrozenLayer, fir: Tensor, shape: Sequence[int]) -> LinearMa
     return LinearMap(lambda x: winograd.convolve(x, forth), lambda y: winograd.convolve(y, back))
 
 
-def _scaled(layer: FrozenLayer, style: Tensor, scale: Tensor, fir: Tensor, x: Tensor) -> LinearMap:
-    """``x ↦ scale · (weight ∗ (style · x))``, and ``y ↦ weight ∗ᵀ (scale · y)``, which overwrites y.
+def _scaled(
+    layer: FrozenLayer, style: Tensor, scale: Tensor, fir: Tensor, x: Tensor
+) -> tuple[LinearMap, Tensor | None]:
+    """``x ↦ weight ∗ (style · x)`` with the adjoint ``y ↦ weight ∗ᵀ y``, and the scale that is to be multiplied after
+    the one and before the other.
 
-    The factors go into the weights where these are fewer than the pixels: for one large image.
+    The factors go into the weights, and no scale is left, where these are fewer than the pixels: for one large image.
     """
     if len(x) > 1 or layer.filters is not None or layer.weight.numel() > x.numel():
         map = _unscaled(layer, fir, x.shape)
-        style, scale = _per_channel(style), _per_channel(scale)
-        return LinearMap(lambda x: map.apply(x * style).mul_(scale), lambda y: map.adjoint(y.mul_(scale)))
+        return LinearMap(lambda x: map.apply(x * per_channel(style)), map.adjoint), scale
     inputs, outputs = (-1, 1, 1, 1), (1, -1, 1, 1)
     if not layer.up:
         inputs, outputs = outputs, inputs
     weight = layer.weight * scale.view(outputs)
-    styled = weight * style.view(inputs)
-    return LinearMap(_convolution(layer, styled, fir, x.shape).apply, _convolution(layer, weight, fir, x.shape).adjoint)
+    styled = _convolution(layer, weight * style.view(inputs), fir, x.shape)
+    return LinearMap(styled.apply, _convolution(layer, weight, fir, x.shape).adjoint), None
 
 
 class _StyledConvolution(torch.autograd.Function):
@@ -148,45 +150,42 @@ class _StyledConvolution(torch.autograd.Function):
     demodulation is scale = (s² @ energy + floor)^-½.
 
     Of the gradient g of p the backward pass needs Σ g · y · scale, when y is long gone: it is Σ g · (p - noise - bias).
-    And g · p = gradient of out · out, since leaky ReLU is linear on either side of 0.
     """
 
     @staticmethod
     def forward(ctx, x, style, noise, layer, fir):
         scale = _demodulation(style, layer)
-        scaled = _scaled(layer, style, scale, fir, x)
-        out = scaled.apply(x)
-        bias = layer.bias[:, None, None]
-        for rows, noise_rows in bands(out, out if noise is None else noise):
-            rows.add_(bias)
-            if noise is not None:
-                rows.add_(noise_rows)
-            F.leaky_relu_(rows, SLOPE)
-            if layer.clamp is not None:
-                rows.clamp_(-layer.clamp, layer.clamp)
+        map, rest = _scaled(layer, style, scale, fir, x)
+        out = map.apply(x).contiguous(memory_format=torch.channels_last)
+        styled_act_(out, rest, layer.bias, noise, SLOPE, layer.clamp)
         ctx.save_for_backward(x, style, noise, out, scale, fir)
-        ctx.layer, ctx.scaled = layer, scaled
+        ctx.layer, ctx.adjoint, ctx.scaled = layer, map.adjoint, rest is None
         return out
 
     @staticmethod
     def backward(ctx, grad):
         x, style, noise, out, scale, fir = ctx.saved_tensors
         for_x, for_style, for_noise = ctx.needs_input_grad[:3]
+        layer = ctx.layer
         grad_x = grad_style = None
         if torch.is_grad_enabled():  # a graph of the gradient is wanted
-            scale = _demodulation(style, ctx.layer)
-            inner, total, grad_noise = _differentiable_activation(grad, out, noise, ctx.layer)
-            forth, back = _unscaled(ctx.layer, fir, x.shape)
-            inner = _Linear.apply(inner * _per_channel(scale), back, forth)
-            grad_x, grad_style = inner * _per_channel(style), (inner * x).sum(dim=(2, 3))
+            scale = _demodulation(style, layer)
+            inner, total, grad_noise = _differentiable_activation(grad, out, noise, layer)
+            forth, back = _unscaled(layer, fir, x.shape)
+            inner = _Linear.apply(inner * per_channel(scale), back, forth)
+            grad_x, grad_style = inner * per_channel(style), (inner * x).sum(dim=(2, 3))
         else:
-            inner, total, grad_noise = _activation(grad, out, noise, ctx.layer, for_style, for_noise)
+            rest = None if ctx.scaled else scale
+            inner, total, grad_noise = styled_act_backward(
+                grad, out, rest, layer.bias, noise, SLOPE, layer.clamp, for_style, for_noise
+            )
             if for_x or for_style:
-                grad_x, grad_style = _scaling(ctx.scaled.adjoint(inner), x, style, for_x, for_style)
-        if grad_style is not None:
-            assert total is not None
-            grad_style = grad_style - style * ((total * scale.square()) @ ctx.layer.energy.T)
-        return grad_x, grad_style, grad_noise, None, None
+                grad_x = ctx.adjoint(inner).contiguous(memory_format=torch.channels_last)
+                grad_style = style_backward_(grad_x, x, style)
+        if for_style:
+            assert grad_style is not None and total is not None
+            grad_style = grad_style - style * ((total * scale.square()) @ layer.energy.T)
+        return grad_x, grad_style if for_style else None, grad_noise if for_noise else None, None, None
 
 
 class _Linear(torch.autograd.Function):
@@ -204,34 +203,6 @@ def _demodulation(style: Tensor, layer: FrozenLayer) -> Tensor:
     return torch.rsqrt(torch.addmm(layer.floor, style.square(), layer.energy))
 
 
-def _activation(
-    grad: Tensor, out: Tensor, noise: Tensor | None, layer: FrozenLayer, for_style: bool, for_noise: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """From the gradient of out: g; Σ g · (p - noise - bias), ``(B, out)``; and the gradient of the noise."""
-    inner = torch.empty_like(out)
-    grad_noise = torch.empty_like(noise) if noise is not None and for_noise else None
-    probes = out.new_ones(()).expand(len(out), 1, *out.shape[2:])
-    probes = probes if noise is None else torch.cat([probes, noise], dim=1)
-    sums = out.new_zeros(len(out), probes.shape[1], out.shape[1])  # Σ g, Σ g · noise
-    products = None  # out times its gradient, added up over bands
-    for rows, out_rows, grad_rows, probe_rows, noise_rows in bands(
-        inner, out, grad, probes, probes if grad_noise is None else grad_noise
-    ):
-        if layer.clamp is not None:
-            grad_rows = torch.ops.aten.hardtanh_backward(grad_rows, out_rows, -layer.clamp, layer.clamp)
-        torch.ops.aten.leaky_relu_backward.grad_input(grad_rows, out_rows, SLOPE, True, grad_input=rows)
-        if for_style:
-            products = _add_product(products, grad_rows, out_rows)
-            sums.baddbmm_(probe_rows.flatten(2), rows.flatten(2).transpose(1, 2))
-        if grad_noise is not None:
-            torch.sum(rows, dim=1, keepdim=True, out=noise_rows)
-    total = None
-    if products is not None:
-        total = products.sum(dim=(2, 3)) - sums[:, 0] * layer.bias
-        total = total if noise is None else total - sums[:, 1]
-    return inner, total, grad_noise
-
-
 def _differentiable_activation(
     grad: Tensor, out: Tensor, noise: Tensor | None, layer: FrozenLayer
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -243,41 +214,3 @@ def _differentiable_activation(
     scaled = out / slope - layer.bias[:, None, None]
     scaled = scaled if noise is None else scaled - noise
     return inner, (inner * scaled).sum(dim=(2, 3)), None if noise is None else inner.sum(dim=1, keepdim=True)
-
-
-def _scaling(
-    grad: Tensor, x: Tensor, style: Tensor, for_x: bool, for_style: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of x and style from that of ``x · style``, which becomes the first of them."""
-    products = None
-    for rows, x_rows in bands(grad, x):
-        if for_style:
-            products = _add_product(products, rows, x_rows)
-        if for_x:
-            rows.mul_(_per_channel(style))
-    return grad if for_x else None, None if products is None else products.sum(dim=(2, 3))
-
-
-def bands(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each ``(B, ?, H, W)`` tensor, so few at a time that the first's stay in the cache of a core; all
-    of them at once on other devices."""
-    first = tensors[0]
-    height = first.shape[2]
-    row_bytes = first.numel() // height * first.element_size()
-    rows = max(1, BAND_BYTES // row_bytes) if first.device.type == "cpu" else height
-    if rows >= height:
-        yield tensors
-    else:
-        yield from zip(*(tensor.split(rows, dim=2) for tensor in tensors), strict=True)
-
-
-def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """``total + a · b``, in place; the last band may have fewer rows."""
-    if total is None:
-        return a * b
-    total[:, :, : a.shape[2]].addcmul_(a, b)
-    return total
-
-
-def _per_channel(factor: Tensor) -> Tensor:
-    return factor[..., None, None]

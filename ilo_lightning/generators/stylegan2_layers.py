@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import upfirdn2d
+from ..ops.styled_act import compiled
 from .frozen_convolution import FrozenLayer, freeze, styled_convolution, wants_winograd
 
 FIR = (1.0, 3.0, 3.0, 1.0)
@@ -52,7 +54,10 @@ def upsample(x: Tensor, kernel: Tensor) -> Tensor:
     """Double the size of ``(B, C, H, W)``: zero insertion, then convolution with the ``(1, 1, n, n)`` FIR kernel, whose
     entries sum to 4; padding (⌊(n + 1)/2⌋, ⌊n/2⌋ - 1)."""
     channels, height, width = x.shape[1:]
-    padding = kernel.shape[-1] // 2 - 1
+    taps = kernel.shape[-1]
+    padding = taps // 2 - 1
+    if compiled(x):
+        return upfirdn2d(x, kernel.sum(dim=(0, 1, 2)).div(2).tolist(), up=2, padding=((taps + 1) // 2, padding))
     x = F.conv_transpose2d(x, kernel.expand(channels, 1, -1, -1), stride=2, padding=padding, groups=channels)
     return x[:, :, : 2 * height, : 2 * width]  # all of it, unless n is odd
 

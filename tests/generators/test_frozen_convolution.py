@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from ilo_lightning.generators import frozen_convolution
 from ilo_lightning.generators.base import LatentPoint
 from ilo_lightning.generators.stylegan2 import StyleGAN2
 from ilo_lightning.generators.stylegan2_layers import StyledConv, fir_kernel
+from ilo_lightning.ops import styled_act, use
 from tests.networks import rngs, small_stylegan2
 
 Case = tuple[StyledConv, list[Tensor], Tensor]
@@ -44,14 +45,16 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-@pytest.fixture(params=["direct", "winograd"])
-def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to convolve, and bands so thin that there are several, the last with fewer rows."""
-    monkeypatch.setattr(frozen_convolution, "BAND_BYTES", 5 * 4 * 6 * 8 * 2)
+@pytest.fixture(params=["direct", "winograd", "kernels"])
+def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Both ways to convolve, in torch with bands so thin that there are several, the last with fewer rows; and with the
+    compiled kernels."""
+    monkeypatch.setattr(styled_act, "BAND_BYTES", 5 * 4 * 6 * 8 * 2)
     if request.param == "winograd":
         monkeypatch.setattr(frozen_convolution, "WINOGRAD_CHANNELS", 1)
         monkeypatch.setattr(frozen_convolution, "WINOGRAD_PIXELS", 1)
-    return request.param
+    with use("cpu" if request.param == "kernels" else "torch"):
+        yield request.param
 
 
 def trainable(layer: StyledConv) -> StyledConv:

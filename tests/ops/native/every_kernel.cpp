@@ -87,7 +87,42 @@ void all(Storage storage) {
   }
 }
 
+#ifdef ILO_SERIAL  // the kernels that are for the CPU alone
+template <typename T>
+void styled(Storage storage) {
+  for (int64_t images : {1, 3}) {
+    for (int64_t channels : {1, 5, 43}) {
+      for (int64_t pixels : {1, 7, 5000}) {
+        const int64_t size = images * channels * pixels;
+        const auto x = normal<T>(size), grad = normal<T>(size), bias = normal<T>(channels);
+        const auto scale = normal<T>(images * channels), noise = normal<T>(images * pixels);
+        for (bool all : {true, false}) {
+          const T *scales = all ? scale.data() : nullptr, *map = all ? noise.data() : nullptr;
+          const double limit = all ? 0.9 : NAN;
+          auto y = x;
+          styled_act(storage, y.data(), scales, bias.data(), map, images, pixels, channels, 0.2, limit);
+          print("styled_act", y);
+          std::vector<T> inner(size), total(images * channels), over_channels(images * pixels);
+          styled_act_backward(storage, grad.data(), y.data(), scales, bias.data(), map, inner.data(), total.data(),
+                              over_channels.data(), images, pixels, channels, 0.2, limit);
+          print("styled_act_backward", inner);
+          print("styled_act_backward total", total);
+          print("styled_act_backward noise", over_channels);
+          style_backward(storage, inner.data(), x.data(), scale.data(), total.data(), images, pixels, channels);
+          print("styled style_backward", inner);
+          print("styled style_backward total", total);
+        }
+      }
+    }
+  }
+}
+#endif
+
 int main() {
   all<float>(Storage::float32);
   all<double>(Storage::float64);
+#ifdef ILO_SERIAL
+  styled<float>(Storage::float32);
+  styled<double>(Storage::float64);
+#endif
 }
