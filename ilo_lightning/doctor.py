@@ -22,7 +22,8 @@ from .ops import extension, implementation, toolchain
 
 Row = tuple[str, str, str]  # what, its state, why or where
 
-OPERATIONS = ("bias_act", "upfirdn2d", "l1_ball")
+OPERATIONS = ("styled_act", "bias_act", "upfirdn2d", "l1_ball")
+CPU_ONLY = ("styled_act",)  # on CUDA, bias_act does most of it
 PACKAGES = ("torchvision", "pytorch-lightning", "hydra-core", "torchmetrics", "safetensors", "ninja")
 # The trunk of each LPIPS net, as torchvision names the file that it downloads; the lpips package brings only the heads.
 LPIPS_TRUNKS = {
@@ -95,6 +96,9 @@ def operations() -> Iterator[Row]:
             note = status.reason
             if note == extension.NOT_BUILT:
                 note += f", as does the first tensor of {implementation.WORTH_BUILDING:,} numbers"
+            if kind == "cuda" and operation in CPU_ONLY:
+                yield f"{operation} on {kind}", "torch", "with bias_act"
+                continue
             yield f"{operation} on {kind}", kind if status.usable else "torch", note
     if "cuda" not in kinds:
         yield "any on cuda", "none", extension.status("cuda").reason

@@ -71,6 +71,13 @@ def bomb(path: Path) -> Path:
     return path
 
 
+def looped(folder: Path) -> list[str]:
+    png(made(folder / "looped") / "a.png")
+    (folder / "looped" / "b.png").symlink_to("b.png")
+    (folder / "looped" / "no picture").symlink_to("no picture")
+    return [f"data.path={folder / 'looped'}"]
+
+
 def truncated(path: Path) -> Path:
     whole = png(path, pixels(64, 64)).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -216,6 +223,7 @@ CASES: dict[str, Case] = {
         "can't be measured .*RuntimeError: something in two lines",
     ),
     "damaged checkpoint of an interrupted run": (lambda f: [f"hydra.run.dir={damaged(f / 'run')}"], 0, "damaged"),
+    "link to itself, in a folder": (looped, 3, r"b\.png"),
     "one bad image in a folder": (lambda f: [f"data.path={f / 'mixed'}"], 3, r"bad\.png: not an image"),
 }
 

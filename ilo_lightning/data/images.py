@@ -181,7 +181,7 @@ def list_files(path: str | Path, further: Sequence[str] = ()) -> list[Path]:
             "Name a picture, a folder of pictures, a glob or an .npz file"
         )
     files = [file for file in found if file.suffix.lower() in suffixes and not file.name.startswith(".")]
-    files = [file for file in files if file.is_file() or _dangles(file)]  # no folders, no devices
+    files = [file for file in files if os.path.isfile(file) or _dangles(file)]  # no folders, no devices
     if not files:
         raise DataError(f"data.path={path}: {what} pictures. {more}recognised are {' '.join(sorted(suffixes))}")
     return files
@@ -196,8 +196,9 @@ def name_of(file: Path) -> str:
 
 
 def _dangles(file: Path) -> bool:
-    """Whether it is a link to nothing: a picture that somebody meant to be there, to be reported when it is opened."""
-    return file.is_symlink() and not file.exists()
+    """Whether it is a link to nothing, or to itself: a picture that somebody meant to be there, to be reported when it is
+    opened."""
+    return file.is_symlink() and not os.path.exists(file)
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -244,6 +245,10 @@ def _array_sources(
         raise DataError(f"data.path={path}: can't be read ({error}); {wanted}") from error
     if images.dtype != np.uint8:
         raise DataError(f"data.path={path}: `images` is {images.dtype}; {wanted}")
+    if images.ndim == 3 and images.shape[2] in (3, 4):
+        raise DataError(
+            f"data.path={path}: `images` has the shape {images.shape}: one picture? save images[None]; {wanted}"
+        )
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3) or images.size == 0:
         raise DataError(f"data.path={path}: `images` has the shape {images.shape}; {wanted}, not empty")
     if limit is not None:

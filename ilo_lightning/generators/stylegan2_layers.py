@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import upfirdn2d
+from ..ops import bias_act, upfirdn2d
+from ..ops.implementation import kernels
 from ..ops.styled_act import compiled
 from .frozen_convolution import FrozenLayer, freeze, styled_convolution, wants_winograd
 
@@ -56,7 +57,7 @@ def upsample(x: Tensor, kernel: Tensor) -> Tensor:
     channels, height, width = x.shape[1:]
     taps = kernel.shape[-1]
     padding = taps // 2 - 1
-    if compiled(x):
+    if compiled(x) or (x.device.type != "cpu" and kernels(x)):
         return upfirdn2d(x, kernel.sum(dim=(0, 1, 2)).div(2).tolist(), up=2, padding=((taps + 1) // 2, padding))
     x = F.conv_transpose2d(x, kernel.expand(channels, 1, -1, -1), stride=2, padding=padding, groups=channels)
     return x[:, :, : 2 * height, : 2 * width]  # all of it, unless n is odd
@@ -109,7 +110,7 @@ class Mapping(nn.Module):
             embedding = normalize(self.embed(label))
             w = torch.cat([w, embedding.expand(*w.shape[:-1], -1)], dim=-1)
         for layer in self.layers:
-            w = leaky_relu(layer(w))
+            w = bias_act(layer(w), dim=-1)
         return w
 
 

@@ -71,6 +71,8 @@ class WandbLog(RunLog):
             raise LoggerError(f"logger.timeout={timeout}: expected seconds, more than 0")
         if re.search(r"[/\\#?%:]", str(suffix)):
             raise LoggerError(f"logger.suffix={suffix}: expected none of / \\ # ? % :")
+        if "wandb" not in sys.modules:  # what an ancestor's W&B has left there may be gone by now
+            os.environ.pop("WANDB_SERVICE", None)
         try:
             import wandb  # noqa: F401
         except ImportError:

@@ -1,7 +1,8 @@
 """What follows a modulated convolution: demodulation, noise, bias, leaky ReLU and clamp, in one pass over the memory;
 and its gradients, in another. Without autograd of its own: frozen_convolution.py uses it inside one node.
 
-On the CPU there are kernels for it; elsewhere, and without them, torch works over bands of rows that stay in the cache.
+On the CPU there are kernels for it; without them torch works over bands of rows that stay in the cache. On other devices
+`bias_act` does most of it, and torch the gradients.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .bias_act import bias_act
 from .implementation import DTYPES, kernels
 
 BAND_BYTES = 1 << 19
@@ -32,6 +34,8 @@ def styled_act_(
     """
     if compiled(x):
         return torch.ops.ilo.styled_act_(x, scale, bias, noise, slope, clamp)
+    if x.device.type != "cpu":
+        return _with_bias_act(x, scale, bias, noise, slope, clamp)
     for rows, noise_rows in bands(x, x if noise is None else noise):
         if scale is not None:
             rows.mul_(per_channel(scale))
@@ -42,6 +46,17 @@ def styled_act_(
         if clamp is not None:
             rows.clamp_(-clamp, clamp)
     return None
+
+
+def _with_bias_act(
+    x: Tensor, scale: Tensor | None, bias: Tensor, noise: Tensor | None, slope: float, clamp: float | None
+) -> None:
+    """The same with `bias_act`, which has a kernel for GPUs: for devices without bands."""
+    if scale is not None:
+        x.mul_(per_channel(scale))
+    if noise is not None:
+        x.add_(noise)
+    x.copy_(bias_act(x, bias, slope, 1.0, clamp))
 
 
 def styled_act_backward(

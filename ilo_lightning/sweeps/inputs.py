@@ -38,7 +38,7 @@ def stamp_of(path: str) -> str:
     """Changes when a file, the files of a folder or the matches of a glob are replaced: their names, sizes and
     modification times. Empty if there is nothing."""
     if os.path.isdir(path):
-        files = [entry.path for entry in os.scandir(path) if entry.is_file()]
+        files = [entry.path for entry in os.scandir(path) if os.path.isfile(entry.path)]
     elif os.path.exists(path):
         files = [path]
     else:

@@ -285,11 +285,12 @@ def test_npz(tmp_path, channels, colour):
         {"images": np.zeros((2, 8, 8, 3), np.float32)},
         {"images": np.zeros((2, 3, 8, 8), np.uint8)},
         {"images": np.zeros((8, 8), np.uint8)},
+        {"images": np.zeros((8, 8, 3), np.uint8)},
         {"images": np.zeros((0, 8, 8, 3), np.uint8)},
         {"images": np.array([{}], dtype=object)},
         {},
     ],
-    ids=["key", "dtype", "axes", "one image", "empty", "pickle", "nothing"],
+    ids=["key", "dtype", "axes", "grey", "one image", "empty", "pickle", "nothing"],
 )
 def test_npz_of_another_kind_is_refused(tmp_path, content):
     np.savez(tmp_path / "a.npz", **content)

@@ -68,20 +68,16 @@ def test_every_layout_computes_what_its_authors_compute(name: str, tmp_path: Pat
     assert torch.equal(generator.w_mean, mean)  # the authors' own, not ours
 
 
-def test_the_authors_own_pickle(repository: Path):
+@pytest.mark.parametrize(
+    ("name", "architecture", "clamp"), [("nvidia_32", "skip", None), ("nvidia_resnet_cond_32", "resnet", 2)]
+)
+def test_the_authors_own_pickles(name: str, architecture: str, clamp: float | None):
     """Written by NVIDIA's code, with its embedded source removed."""
-    fixture = load_fixture("nvidia_resnet_cond_32")
-    generator = load_generator(FOLDER / "nvidia_resnet_cond_32.pkl", label=label_of(fixture))
-    assert generator.config["conv_clamp"] == 2 and generator.config["architecture"] == "resnet"
-    check_parity(generator, fixture)
-
-
-@pytest.mark.parametrize("name", ["nvidia_32", "nvidia_resnet_cond_32"])
-def test_the_authors_other_pickles(name: str, shared_dir: Path):
     fixture = load_fixture(name)
-    check_parity(
-        load_generator(shared_dir / "fixtures" / "stylegan2" / f"{name}.pkl", label=label_of(fixture)), fixture
-    )
+    generator = load_generator(FOLDER / f"{name}.pkl", label=label_of(fixture))
+    assert generator.config["architecture"] == architecture
+    assert clamp is None or generator.config["conv_clamp"] == clamp
+    check_parity(generator, fixture)
 
 
 def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

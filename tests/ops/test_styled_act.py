@@ -44,3 +44,18 @@ def test_kernels_agree_with_torch(
 def test_other_layouts_are_refused():
     with use("cpu"), pytest.raises(RuntimeError, match="channels_last"):
         styled_act.styled_act_(torch.zeros(1, 3, 4, 4), None, torch.zeros(3), None, 0.2, None)
+
+
+@pytest.mark.parametrize("clamp", [None, 0.7])
+def test_other_devices_get_the_same_by_bias_act(clamp):
+    """What GPUs run, here on the CPU."""
+    rng = torch.Generator().manual_seed(7)
+    x = torch.randn(2, 8, 6, 5, generator=rng, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    scale, bias = torch.rand(2, 8, generator=rng, dtype=torch.float64), torch.randn(8, generator=rng).double()
+    noise = torch.randn(2, 1, 6, 5, generator=rng, dtype=torch.float64)
+    for arguments in ((scale, bias, noise), (None, bias, None)):
+        expected, found = x.clone(), x.clone()
+        styled_act.styled_act_(expected, *arguments, 0.2, clamp)
+        styled_act._with_bias_act(found, *arguments, 0.2, clamp)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        assert found.is_contiguous(memory_format=torch.channels_last)
