@@ -1,8 +1,8 @@
 """What follows a modulated convolution: demodulation, noise, bias, leaky ReLU and clamp, in one pass over the memory;
 and its gradients, in another. Without autograd of its own: frozen_convolution.py uses it inside one node.
 
-On the CPU there are kernels for it; without them torch works over bands of rows that stay in the cache. On other devices
-`bias_act` does most of it, and torch the gradients.
+On the CPU there are kernels for it; without them torch works over bands of rows that stay in the cache. On other
+devices `bias_act` does most of it, and torch the gradients.
 """
 
 from __future__ import annotations
