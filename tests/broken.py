@@ -233,8 +233,8 @@ class DrawsFloat32(SequentialGenerator):
 
 
 class Hungry(torch.autograd.Function):
-    """The identity, which asks for 250 MB times the square of the number of images on its way, or on its gradient's. They
-    are not touched."""
+    """The identity, which asks for 250 MB times the square of the number of images, untouched, on its way or on its
+    gradient's."""
 
     @staticmethod
     def forward(ctx, x: Tensor, place: str) -> Tensor:

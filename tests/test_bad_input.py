@@ -340,8 +340,8 @@ def test_a_full_disk(free: int, disk: Path, ilo: WarmCommand, checkpoint: Path, 
 
 @pytest.mark.parametrize(("place", "key"), [("forward", "error"), ("backward", "fault")])
 def test_out_of_memory(place: str, key: str, ilo: WarmCommand, tmp_path: Path):
-    """Four images at once need 4 GB, one 0.25, and there are 1.6: for the first pass, or for its gradient, before which there is
-    a best so far. With enough memory the same command finishes."""
+    """Four images at once need 4 GB, one 0.25, and there are 1.6: for the first pass, or for its gradient, before which
+    there is a best so far. With enough memory the same command finishes."""
     for index in range(4):
         made(tmp_path / "pictures") if not index else None
         png(tmp_path / "pictures" / f"{index}.png")

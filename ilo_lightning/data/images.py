@@ -196,7 +196,7 @@ def name_of(file: Path) -> str:
 
 
 def _dangles(file: Path) -> bool:
-    """Whether it is a link to nothing, or to itself: somebody meant a picture to be there; reported when it is opened."""
+    """Whether it is a link to nothing, or to itself, where somebody meant a picture to be: reported when opened."""
     return file.is_symlink() and not os.path.exists(file)
 
 
