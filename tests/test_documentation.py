@@ -45,6 +45,7 @@ NOT_RUN = {
     r"ilo solve .*/launcher=slurm .*|python run\.py .*/launcher=slurm": "needs a cluster; tests/slurm starts one",
     r"ilo .*/shared/.*|ilo status .*": "no such folder here; tests/test_sweep.py and tests/report make one",
     r"ilo solve -m … .*": "the rest is to be filled in; tests/test_sweep.py has shards",
+    r"python benchmarks/(step_time|startup)\.py .*": "takes minutes; tests/test_benchmarks.py does it in small",
     r"python benchmarks/checkpoint_cost\.py .*": "needs a GPU; tests/test_benchmarks.py does it without",
     r"python tools/train_\w+\.py .*": "trains for minutes to hours; its options are compared with --help",
 }
