@@ -57,7 +57,7 @@ def upsample(x: Tensor, kernel: Tensor) -> Tensor:
     channels, height, width = x.shape[1:]
     taps = kernel.shape[-1]
     padding = taps // 2 - 1
-    if compiled(x) or (x.device.type != "cpu" and kernels(x)):
+    if compiled(x) or (x.is_cuda and kernels(x)):
         return upfirdn2d(x, kernel.sum(dim=(0, 1, 2)).div(2).tolist(), up=2, padding=((taps + 1) // 2, padding))
     x = F.conv_transpose2d(x, kernel.expand(channels, 1, -1, -1), stride=2, padding=padding, groups=channels)
     return x[:, :, : 2 * height, : 2 * width]  # all of it, unless n is odd

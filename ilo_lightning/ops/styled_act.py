@@ -34,7 +34,7 @@ def styled_act_(
     """
     if compiled(x):
         return torch.ops.ilo.styled_act_(x, scale, bias, noise, slope, clamp)
-    if x.device.type != "cpu":
+    if x.is_cuda:
         return _with_bias_act(x, scale, bias, noise, slope, clamp)
     for rows, noise_rows in bands(x, x if noise is None else noise):
         if scale is not None:
@@ -51,7 +51,7 @@ def styled_act_(
 def _with_bias_act(
     x: Tensor, scale: Tensor | None, bias: Tensor, noise: Tensor | None, slope: float, clamp: float | None
 ) -> None:
-    """The same with `bias_act`, which has a kernel for GPUs: for devices without bands."""
+    """The same with `bias_act`, which has a kernel for GPUs: in place of bands."""
     if scale is not None:
         x.mul_(per_channel(scale))
     if noise is not None:
