@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from .callbacks.progress import display
 from .data.images import load_images
@@ -126,6 +126,8 @@ def message_of(error: BaseException) -> str:
     message = str(error)
     if isinstance(error, OmegaConfBaseException):
         message = f"{error.full_key}: {next(iter(message.splitlines()), '')}"
+    if isinstance(error, MissingMandatoryValue):
+        message = f"{error.full_key}: not given; add {error.full_key}=…"
     return " ".join(message.split()) or type(error).__name__
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -44,7 +45,9 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         known = list(_keys(_composed(overrides)))
         for override in overrides:
             key = override.key_or_group
-            if not (override.is_add() or override.is_force_add()) and key.replace("/", ".") not in known:
+            if key in _groups() or override.is_add() or override.is_force_add():
+                continue
+            if key.replace("/", ".") not in known:
                 return f"{key}: no such option{_nearest(key, known)}; `--cfg job` shows all, +{key}=… adds one"
     if first_line.startswith("Ambiguous value"):
         return f"{first_line}; for a run per value add --multirun, for a list write key=[a,b]"
@@ -81,6 +84,11 @@ def _composed(overrides: Sequence[Override]) -> dict[str, Any]:
             except CONFIGURATION_ERRORS:
                 continue
     return {}
+
+
+def _groups() -> set[str]:
+    """Of configurations; among them ``experiment``, which is no key: an experiment sets keys of all sections."""
+    return {entry.name for entry in resources.files("ilo_lightning.conf").iterdir() if entry.is_dir()}
 
 
 def _keys(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:

@@ -186,6 +186,12 @@ CASES: dict[str, Case] = {
         2,
         r"task\.fractoin: no such option; did you mean task\.fraction\?",
     ),
+    "misspelt key beside an experiment": (
+        lambda f: ["experiment=demo", "sed=1"],
+        2,
+        r"error: sed: no such option; did you mean seed\?",
+    ),
+    "no checkpoint": (lambda f: ["generator.checkpoint=null"], 2, r"give generator\.checkpoint=PATH"),
     "unknown choice": (lambda f: ["task=inpaintin"], 2, "task=inpaintin: no such choice; did you mean inpainting"),
     "invalid W&B key": (
         lambda f: ["logger=wandb", "logger.mode=online", "WANDB_API_KEY=short"],

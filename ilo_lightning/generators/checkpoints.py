@@ -73,6 +73,8 @@ def load_generator(
     Raises:
         CheckpointError: if the file is missing, damaged, or holds something else; names what differs.
     """
+    if checkpoint is None:  # as a configuration may have it
+        raise CheckpointError("generator.checkpoint=null: expected a file; give generator.checkpoint=PATH")
     try:
         generator = _load(checkpoint, sha256, label)
     except CheckpointError as error:
