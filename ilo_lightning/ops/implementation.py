@@ -81,6 +81,11 @@ def kernels(x: Tensor) -> bool:
     return _decide(x.device.type, x.dtype, large=False)
 
 
+def compiled(x: Tensor) -> bool:
+    """The same, but False for a type that the kernels of its device don't know, even where they are forced."""
+    return x.dtype in DTYPES.get(x.device.type, ()) and kernels(x)
+
+
 @torch.compiler.assume_constant_result
 def _decide(device: str, dtype: torch.dtype, large: bool) -> bool:
     if _forced == "torch" or device not in DTYPES or _forced not in ("auto", device):

@@ -1,8 +1,8 @@
 """What follows a modulated convolution: demodulation, noise, bias, leaky ReLU and clamp, in one pass over the memory;
 and its gradients, in another. Without autograd of its own: frozen_convolution.py uses it inside one node.
 
-On the CPU there are kernels for it; without them torch works over bands of rows that stay in the cache. On other
-devices `bias_act` does most of it, and torch the gradients.
+On the CPU there are kernels for it; on GPUs `bias_act` does most of it, and torch the gradients. Without kernels torch
+works over bands of rows that stay in the cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bias_act import bias_act
-from .implementation import DTYPES, kernels
+from .implementation import compiled
 
 BAND_BYTES = 1 << 19
 
@@ -33,9 +33,8 @@ def styled_act_(
         clamp: bound on the magnitude; None: none.
     """
     if compiled(x):
-        return torch.ops.ilo.styled_act_(x, scale, bias, noise, slope, clamp)
-    if x.is_cuda:
-        return _with_bias_act(x, scale, bias, noise, slope, clamp)
+        on_device = torch.ops.ilo.styled_act_ if x.device.type == "cpu" else _with_bias_act
+        return on_device(x, scale, bias, noise, slope, clamp)
     for rows, noise_rows in bands(x, x if noise is None else noise):
         if scale is not None:
             rows.mul_(per_channel(scale))
@@ -51,7 +50,7 @@ def styled_act_(
 def _with_bias_act(
     x: Tensor, scale: Tensor | None, bias: Tensor, noise: Tensor | None, slope: float, clamp: float | None
 ) -> None:
-    """The same with `bias_act`, which has a kernel for GPUs: in place of bands."""
+    """The same with `bias_act`, which has a kernel for GPUs."""
     if scale is not None:
         x.mul_(per_channel(scale))
     if noise is not None:
@@ -76,7 +75,7 @@ def styled_act_backward(
         ``g · scale``; ``Σ g · (p - noise - bias)``, ``(B, C)``, if ``for_scale``; ``Σ g`` over the channels,
         ``(B, 1, H, W)``, if ``for_noise``. For g · p = grad · y, since leaky ReLU is linear on either side of 0.
     """
-    if compiled(y):
+    if y.device.type == "cpu" and compiled(y):
         return torch.ops.ilo.styled_act_backward(grad, y, scale, bias, noise, slope, clamp)
     inner = torch.empty_like(y)
     grad_noise = y.new_empty(len(y), 1, *y.shape[2:]) if for_noise else None
@@ -106,7 +105,7 @@ def styled_act_backward(
 
 def style_backward_(grad: Tensor, x: Tensor, style: Tensor) -> Tensor:
     """From the gradient of ``x · style`` that of the style, ``(B, C)``; ``grad`` becomes that of x."""
-    if compiled(grad):
+    if grad.device.type == "cpu" and compiled(grad):
         return torch.ops.ilo.style_backward_(grad, x, style)
     products = None
     for rows, x_rows in bands(grad, x):
@@ -132,11 +131,6 @@ def bands(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def per_channel(factor: Tensor) -> Tensor:
     """``(B, C)`` to be multiplied with ``(B, C, H, W)``."""
     return factor[..., None, None]
-
-
-def compiled(x: Tensor) -> bool:
-    """Whether there are CPU kernels for ``x``; other than `kernels`, False for a type that they don't know."""
-    return x.device.type == "cpu" and x.dtype in DTYPES["cpu"] and kernels(x)
 
 
 def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
