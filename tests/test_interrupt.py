@@ -37,25 +37,18 @@ def test_outside_slurm_every_signal_ends_the_run(signum: signal.Signals):
         stop.pass_on()  # nobody to tell
 
 
-def test_a_preempted_job_requeues_itself(job: list[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(slurm, "preempted", lambda job: True)
+@pytest.mark.parametrize("preempted", [True, False])
+def test_a_preempted_job_requeues_itself_and_a_cancelled_one_leaves(
+    preempted: bool, job: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(slurm, "preempted", lambda job: preempted)
     with listen() as stop:
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Interrupted):
             stop.check()
         assert job == [], "not before everything is saved"
     stop.pass_on()
-    assert job == ["requeue 4711"]
-
-
-def test_a_cancelled_job_leaves(job: list[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(slurm, "preempted", lambda job: False)
-    with listen() as stop:
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Interrupted):
-            stop.check()
-    stop.pass_on()
-    assert job == []
+    assert job == (["requeue 4711"] if preempted else [])
 
 
 def test_who_can_t_ask_stays_until_it_is_killed(job: list[str], monkeypatch: pytest.MonkeyPatch):

@@ -96,7 +96,9 @@ def test_a_killed_process_holds_nothing(tmp_path: Path):
 def test_a_process_number_that_is_used_again_holds_nothing(tmp_path: Path):
     path = tmp_path / "lease"
     held_by(path, replace(Holder.here(), started="1"))
-    Lease(path).acquire()
+    lease = Lease(path)
+    lease.acquire()
+    assert json.loads(path.read_text())["started"] == lease.holder.started != "1"
 
 
 @pytest.mark.parametrize(("age", "alive"), [(0, True), (STALE - 5, True), (STALE + 5, False), (-3600, True)])
