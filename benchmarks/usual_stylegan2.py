@@ -37,7 +37,7 @@ class UsualStyleGAN2(nn.Module):
         self.fir = self.network.fir[0, 0]
 
     def forward(self, point: LatentPoint) -> Tensor:
-        network, styles = self.network, self.network.styles(point).unbind(dim=1)
+        network, styles = self.network, self.network.codes(point).unbind(dim=1)
         x = network.const.repeat(point.batch_size, 1, 1, 1)
         rgb: Tensor | None = None
         maps = iter(point[f"noise_{i}"] for i in range(network.num_noise_maps))

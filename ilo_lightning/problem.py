@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -9,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from .generators.base import LatentPoint, LayeredGenerator, variable_of
+from .losses.penalties import PENALTIES
 from .operators.base import ForwardOperator, Measurement
+from .optimizers import Langevin, NormalizedDescent
+from .randomness import generator_for
 from .schedule import Schedule, Stage
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+Draws = Callable[..., Sequence[torch.Generator]]
 
 
 class DataFit(Protocol):
@@ -30,9 +36,10 @@ def index_of(name: str) -> int | None:
 class InverseProblem(pl.LightningModule):
     """Find latent points whose images, measured by ``operator``, agree with ``measurement``.
 
-    One epoch is one stage of the schedule. The loss is the *sum* over images of the data fit, so that images of a batch
-    don't influence each other. The generator and the operator are frozen and stay out of the module registry (or every
-    checkpoint would carry them); the point's tensors are the module's parameters, the free ones with gradients.
+    One epoch is one stage of the schedule. The loss is the *sum* over images of the data fit and the stage's penalties,
+    so that images of a batch don't influence each other. The generator and the operator are frozen and stay out of the
+    module registry (or every checkpoint would carry them); the point's tensors are the module's parameters, the free
+    ones with gradients.
 
     Args:
         generator: a frozen generator.
@@ -41,6 +48,8 @@ class InverseProblem(pl.LightningModule):
         schedule: the stages.
         point: where to start, at a layer no deeper than the first stage's.
         data_fit: ``losses.mean_squared_error`` unless told.
+        draws: one random generator per image for what is drawn on the way, from the words that say what for.
+        project: puts a point back into the sets of the method (its spheres).
     """
 
     def __init__(
@@ -51,6 +60,8 @@ class InverseProblem(pl.LightningModule):
         schedule: Schedule,
         point: LatentPoint,
         data_fit: DataFit | None = None,
+        draws: Draws | None = None,
+        project: Callable[[LatentPoint], LatentPoint] = lambda point: point,
     ):
         super().__init__()
         from .losses import mean_squared_error
@@ -59,12 +70,17 @@ class InverseProblem(pl.LightningModule):
         self.measurement = measurement
         self.schedule = schedule
         self.data_fit = data_fit or mean_squared_error
+        self.draws = draws or (lambda *purpose: [generator_for(i, *purpose) for i in range(point.batch_size)])
+        self.project = project
         self.evaluations = 0
         """Generator evaluations spent so far on every image of the batch."""
         self.last_fit: Tensor | None = None
         """Data fit ``(B,)`` of the point before the latest update."""
+        self.last_loss: Tensor | None = None
+        """Loss ``(B,)`` of the same, with the stage's penalties."""
         self.variables = nn.ParameterDict()
         self._start = point.detach()
+        self._origin = self._start
         self._center: LatentPoint | None = None
         self.enter(0)
 
@@ -83,7 +99,7 @@ class InverseProblem(pl.LightningModule):
     @property
     def point(self) -> LatentPoint:
         """The current point. Its tensors are the live parameters."""
-        return LatentPoint(self.stage.layer, dict(self.variables.items()), self._start.space)
+        return LatentPoint(self.stage.layer, dict(self.variables.items()), self._space)
 
     @property
     def parent(self) -> LatentPoint:
@@ -92,19 +108,77 @@ class InverseProblem(pl.LightningModule):
 
     @property
     def center(self) -> LatentPoint:
-        """This stage's first point: the parent, advanced to the stage's layer."""
+        """Of the stage's balls and of its deviation penalty: the stage's first point, or the nearest to it in the
+        range of the layers above."""
         if self._center is None:
-            with torch.no_grad():
-                self._center = self.generator.advance(self._start, self.stage.layer)
+            self._center = self._first()
         return self._center
+
+    @torch.no_grad()
+    def _first(self) -> LatentPoint:
+        """This stage's first point: the parent, advanced to the stage's layer, in the stage's space."""
+        stage, point = self.stage, self._start
+        before = self.schedule[self.stage_index - 1].space if self.stage_index else None
+        if stage.space is not None and before is not None and stage.space != before:
+            point = self.generator.convert(point, stage.space)
+        deeper = stage.layer > point.layer
+        point = self.generator.advance(point, stage.layer)
+        if deeper and stage.reset:
+            point = point.update(
+                {name: torch.zeros_like(t) for name, t in point.tensors.items() if variable_of(name) in stage.reset}
+            )
+        return point
 
     def enter(self, index: int) -> None:
         """Begin stage ``index``: advance the current point to its layer and choose what is free."""
         if self.variables:
             self._start = self.point.detach()
+            if index == 1:
+                self._origin = self._start
         self.stage_index = index
-        self._center = None
-        self._set_variables(self.center.detach())
+        self._center = first = self._first()
+        self._space = first.space
+        self._set_variables(first.detach())
+        if self.stage.center == "range" and first.layer > self._origin.layer:
+            self._center = self._range(first)
+
+    def _range(self, target: LatentPoint) -> LatentPoint:
+        """What the layers above ``target`` can make that is nearest to it: ``argmin ‖advance(z) - target‖²`` over the
+        free variables of the first stage (ILO, Algorithm 1, lines 5-6). Each step counts as an evaluation. The search
+        begins at the code that was found last, whose image is the range's own."""
+        stage, first = self.stage, self.schedule[0]
+        free = {name: tensor.clone().requires_grad_() for name, tensor in self._origin.tensors.items()
+                if first.frees(variable_of(name), index_of(name))}  # fmt: skip
+        compared = [name for name in ("activation", "rgb") if name in target.tensors]
+        scale = {name: target[name].flatten(1).square().sum(1).clamp_min(1e-12) for name in compared}
+        optimizer = torch.optim.Adam(list(free.values()), lr=first.lr)
+        best, distance = self._origin, torch.full_like(next(iter(scale.values())), torch.inf)
+        ramp = torch.optim.lr_scheduler.LambdaLR(optimizer, replace(first, steps=stage.range_steps).factor)
+        for step in range(stage.range_steps + 1):
+            point = self._origin.update(free)
+            with torch.enable_grad():
+                made = self.generator.advance(point, stage.layer)
+                error = torch.stack(
+                    [(made[name] - target[name]).flatten(1).square().sum(1) / scale[name] for name in compared]
+                ).sum(0)
+            closer = error.detach() < distance
+            distance = torch.where(closer, error.detach(), distance)
+            best = select(closer, point.detach(), best)
+            if step == stage.range_steps:
+                break
+            gradients = torch.autograd.grad(error.sum(), list(free.values()))
+            for tensor, gradient in zip(free.values(), gradients, strict=True):
+                tensor.grad = gradient
+            optimizer.step()
+            ramp.step()
+            self.evaluations += 1
+            with torch.no_grad():
+                for name, tensor in self.project(self._origin.update(free).detach()).tensors.items():
+                    if name in free:
+                        free[name].copy_(tensor)
+        self._origin = best
+        with torch.no_grad():
+            return self.generator.advance(best, stage.layer).detach()
 
     def _set_variables(self, point: LatentPoint) -> None:
         stage = self.stage
@@ -120,14 +194,41 @@ class InverseProblem(pl.LightningModule):
         self.evaluations += 1
         return self.generator(point)
 
-    def evaluate(self) -> Tensor:
-        """Data fit ``(B,)`` of the current point; counts as one evaluation."""
-        fit = self.data_fit(self.operator(self(self.point)), self.measurement)
-        self.last_fit = fit.detach()
-        return fit
+    def evaluate(self, step: int | None = None) -> Tensor:
+        """Loss ``(B,)`` of the current point; counts as one evaluation.
+
+        Args:
+            step: of the stage, which says how much noise is laid on the code; None: none, as after the last step.
+        """
+        stage, point = self.stage, self.point
+        if step is not None and stage.jitter:
+            point = self._jittered(point, step)
+        fit = self.data_fit(self.operator(self(point)), self.measurement)
+        loss = fit
+        if stage.floor:
+            loss = loss.clamp_min(stage.floor)
+        if stage.sigma is not None:
+            loss = loss * (self._observed() / (2 * stage.sigma**2))
+        for name, weight in stage.penalties.items():
+            loss = loss + weight * PENALTIES[name](self.generator, self.point, self.center)
+        self.last_fit, self.last_loss = fit.detach(), loss.detach()
+        return loss
+
+    def _observed(self) -> Tensor:
+        """``(B,)``: how many entries of y were observed, each counted with its weight."""
+        y, weight = self.measurement.y, self.measurement.weight
+        return weight.expand_as(y).flatten(1).sum(dim=1)
+
+    def _jittered(self, point: LatentPoint, step: int) -> LatentPoint:
+        """The point with this step's noise on its code."""
+        size = self.stage.jitter_at(step) * self.generator.spread(point.space)
+        rngs = self.draws("jitter", self.stage_index, step)
+        latent = point["latent"]
+        noise = [torch.randn(latent.shape[1:], generator=rng, dtype=latent.dtype) for rng in rngs]
+        return point.update({"latent": latent + size * torch.stack(noise).to(latent.device)})
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.evaluate().sum()
+        return self.evaluate(batch_idx).sum()
 
     def train_dataloader(self) -> range:
         """The steps of the stage (there is no data to load: the measurement is the problem's own)."""
@@ -139,35 +240,59 @@ class InverseProblem(pl.LightningModule):
         for name, parameter in self.variables.items():
             if parameter.requires_grad:
                 groups.setdefault(variable_of(name), []).append(parameter)
-        optimizer = OPTIMIZERS[stage.optimizer](
-            [{"params": group, "lr": stage.lr * stage.lr_scale.get(name, 1.0)} for name, group in groups.items()],
-            lr=stage.lr,
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, stage.ramp)
+        parameters = [{"params": group, "lr": stage.lr * stage.lr_scale.get(n, 1.0)} for n, group in groups.items()]
+        if stage.optimizer == "langevin":
+            index = self.stage_index
+            optimizer = Langevin(parameters, stage.lr, lambda step: self.draws("langevin", index, step))
+        elif stage.optimizer == "normalized":
+            optimizer = NormalizedDescent(parameters, stage.lr)
+        else:
+            optimizer = OPTIMIZERS[stage.optimizer](parameters, lr=stage.lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, stage.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def setup(self, stage: str) -> None:
         for module in self._frozen.values():
             module.to(self.device)
         self.measurement = self.measurement.to(self.device)
-        self._start, self._center = self._start.to(self.device), None
+        self._start, self._origin = self._start.to(self.device), self._origin.to(self.device)
+        self._center = None if self._center is None else self._center.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        found = self.stage.center == "range"  # by a search that isn't done again
         checkpoint["problem"] = {
             "stage": self.stage_index,
             "evaluations": self.evaluations,
-            "parent": {"layer": self._start.layer, "space": self._start.space, "tensors": dict(self._start.tensors)},
+            "space": self._space,
+            "parent": pack(self._start),
+            "origin": pack(self._origin),
+            "center": pack(self._center) if found and self._center is not None else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rebuild the parameters of the saved stage: Lightning then fills them, and builds their optimiser."""
         saved = checkpoint["problem"]
-        self.stage_index = saved["stage"]
-        self.evaluations = saved["evaluations"]
+        self.stage_index, self.evaluations, self._space = saved["stage"], saved["evaluations"], saved["space"]
         self._start = LatentPoint(**saved["parent"]).to(self.device)
-        self._center = None
+        self._origin = LatentPoint(**saved["origin"]).to(self.device)
+        self._center = None if saved["center"] is None else LatentPoint(**saved["center"]).to(self.device)
         prefix = "variables."
         tensors = {
             name.removeprefix(prefix): t for name, t in checkpoint["state_dict"].items() if name.startswith(prefix)
         }
-        self._set_variables(LatentPoint(self.stage.layer, tensors, self._start.space).detach())
+        self._set_variables(LatentPoint(self.stage.layer, tensors, self._space).detach())
+
+
+def pack(point: LatentPoint) -> dict[str, Any]:
+    """A point as plain values, for a checkpoint."""
+    return {"layer": point.layer, "space": point.space, "tensors": dict(point.tensors)}
+
+
+def select(chosen: Tensor, yes: LatentPoint, no: LatentPoint) -> LatentPoint:
+    """``yes`` for the images ``chosen (B,)``, ``no`` for the others."""
+    return yes.update(
+        {
+            name: torch.where(chosen.view(-1, *[1] * (tensor.ndim - 1)), tensor, no[name])
+            for name, tensor in yes.tensors.items()
+        }
+    )

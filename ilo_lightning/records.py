@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from . import identity, metrics
+from .callbacks import PosteriorSamples
 from .data.images import save_png, to_uint8
 from .loggers import RunLog
 from .observations import Observation, device_of, header
@@ -70,8 +71,12 @@ def write_image(
             "method": method.name,
             "metrics": scores,
             **{name: solution.info[name] for name in ("data_fit", "evaluations", "seconds")},
+            **{name: solution.info[name] for name in ("found", "restart") if name in solution.info},
             "stages": stages,
         }
+        if reconstruction.posterior is not None:
+            outcomes[method.name]["posterior"], more = _posterior(reconstruction.posterior, place, truth, target, suffix)
+            panels += [_panel(f"{method.name}: {title}", image) for title, image in more.items()]
         if "fault" in solution.info:
             outcomes[method.name]["fault"] = solution.info["fault"]
     if truth is not None:
@@ -94,6 +99,20 @@ def write_image(
         "batch_size": len(runs[setting.method.name].solutions),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _posterior(
+    samples: PosteriorSamples, place: int, truth: Tensor | None, target: Path, suffix: str
+) -> tuple[Row, dict[str, Tensor]]:
+    """Pictures of the mean, the standard deviation and some of the samples; what the row says of them; and the first
+    two. The standard deviation is drawn from black, 0, to white, 0.5 or more, in units of [-1, 1]."""
+    mean, std = samples.mean[place].float(), samples.std[place].float()
+    shown = {"mean": mean, "deviation": std * 4 - 1}
+    save_png(mean, target / f"posterior-mean{suffix}.png")
+    save_png(shown["deviation"], target / f"posterior-std{suffix}.png")
+    for index, pictures in enumerate(samples.pictures):
+        save_png(pictures[place], target / f"sample-{index}{suffix}.png")
+    return {"samples": samples.count, "metrics_of_mean": _scores(mean, truth), "mean_std": _finite(std.mean())}, shown
 
 
 def _suffix(setting: Setting, method: Method) -> str:

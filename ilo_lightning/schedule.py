@@ -8,12 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-VARIABLES = ("latent", "activation", "rgb", "noise")
+VARIABLES = ("latent", "style", "activation", "rgb", "noise")
 """What the points of our generators hold; a method may name them although a generator has only some."""
-OPTIMIZERS = ("adam", "adamw", "sgd")
+CODES = {"n": "noise", "l": "latent", "s": "style", "g": "activation", "r": "rgb"}
+"""Letters for ``method.free``: ``nlg`` frees noise maps, latents and the generator's activation."""
+OPTIMIZERS = ("adam", "adamw", "sgd", "normalized", "langevin")
+RAMPS = ("cosine", "one_cycle", "constant")
+PENALTIES = ("geocross", "geocross_styles", "latent_norm", "noise_regularity", "deviation")
+"""What can be added to the loss; see ``losses.penalties``."""
+STARTS = ("random", "mean")
 NOISE_STARTS = ("random", "zero")
 RADIUS_MODES = ("relative", "absolute")
-CENTERS = ("previous",)
+CENTERS = ("previous", "range")
+KEEPS = ("best", "last", "samples")
+RANKS = ("data_fit", "loss")
 
 
 class ScheduleError(ValueError):
@@ -46,13 +54,23 @@ class Stage:
     Args:
         layer: entry layer of the generator.
         steps: optimisation steps.
-        lr: peak learning rate of the cosine ramp (see ``ramp``).
+        lr: peak learning rate of the ramp.
         free: names of the variables that are optimised, among those a point at this layer has.
         radii: per variable, the l1 radius around its value when the stage begins.
         relative: whether radii are fractions of that value's own l1 norm, image by image.
         lr_scale: per variable, a factor on ``lr``.
         noise_maps: only the first so many noise maps are free; None: all that remain.
         optimizer: one of ``OPTIMIZERS``.
+        ramp: one of ``RAMPS``, see ``factor``.
+        rampdown: of the cosine ramp: the last part of the stage, in which it falls.
+        space: latent space of the code from this stage on; None: as it is.
+        center: of the balls: ``previous``, the stage's first point; or ``range``, what the layers above can make of it.
+        range_steps: of the search for that, with ``center`` range.
+        reset: variables set to zero when the stage begins (which breaks continuity).
+        penalties: weight of each of ``PENALTIES`` in the loss.
+        floor: data fits below it count as it: what agrees so well is not optimised further.
+        sigma: standard deviation of the measurement's noise; with it the loss is an energy, -log of the likelihood.
+        jitter: Gaussian noise on the code, in standard deviations of w, that fades as ``max(0, 1 - t/0.75)²``.
     """
 
     layer: int
@@ -64,6 +82,16 @@ class Stage:
     lr_scale: Mapping[str, float] = field(default_factory=dict)
     noise_maps: int | None = None
     optimizer: str = "adam"
+    ramp: str = "cosine"
+    rampdown: float = 0.75
+    space: str | None = None
+    center: str = "previous"
+    range_steps: int = 0
+    reset: tuple[str, ...] = ()
+    penalties: Mapping[str, float] = field(default_factory=dict)
+    floor: float = 0.0
+    sigma: float | None = None
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
         _count("method.layers", self.layer)
@@ -76,6 +104,22 @@ class Stage:
         if self.noise_maps is not None:
             _count("method.noise_maps", self.noise_maps)
         _choice("method.optimizer", self.optimizer, OPTIMIZERS)
+        _choice("method.ramp", self.ramp, RAMPS)
+        _number("method.rampdown", self.rampdown, positive=True, finite=True)
+        _choice("method.center", self.center, CENTERS)
+        _count("method.range_steps", self.range_steps)
+        for name, weight in self.penalties.items():
+            _choice("method.penalties", name, PENALTIES)
+            _number(f"method.penalties.{name}", weight, finite=True)
+        _number("method.floor", self.floor, finite=True)
+        _number("method.jitter", self.jitter, finite=True)
+        if self.optimizer == "langevin" and not self.sigma:
+            raise ScheduleError(
+                f"method.sigma={self.sigma}: samples of the posterior need noise on the measurement; give its standard "
+                "deviation, e.g. task.noise.sigma=0.1, or method.sigma=0.1 where the task doesn't know it"
+            )
+        if self.sigma is not None:
+            _number("method.sigma", self.sigma, positive=True, finite=True)
         if not self.free:
             raise ScheduleError("method.free=[]: name at least one variable to optimise")
 
@@ -85,11 +129,27 @@ class Stage:
             return False
         return index is None or self.noise_maps is None or index < self.noise_maps
 
-    def ramp(self, step: int) -> float:
-        """Factor on the learning rate at ``step`` (from 0): ``(½ - ½cos(π·min(1, (1-t)/0.75)))·min(1, t/0.05)`` at the
-        step's midpoint ``t = (step + ½)/steps``, so that no step is taken with learning rate 0 (StyleGAN2's ramp)."""
-        t = min((step + 0.5) / max(self.steps, 1), 1.0)
-        return (0.5 - 0.5 * math.cos(math.pi * min(1.0, (1.0 - t) / 0.75))) * min(1.0, t / 0.05)
+    def time(self, step: float) -> float:
+        """Where ``step`` (from 0) lies in the stage: its midpoint, in (0, 1), so that no step is taken with learning
+        rate 0."""
+        return min((step + 0.5) / max(self.steps, 1), 1.0)
+
+    def factor(self, step: float) -> float:
+        """Factor on the learning rate at ``step``, at time t.
+
+        ``cosine``: StyleGAN2's ramp ``(½ - ½cos(π·min(1, (1-t)/rampdown)))·min(1, t/0.05)``. ``one_cycle``: from a tenth
+        up to 1 at t = 0.45, back to a tenth at 0.9, and down to a thousandth (PULSE). ``constant``: 1.
+        """
+        t = self.time(step)
+        if self.ramp == "constant":
+            return 1.0
+        if self.ramp == "one_cycle":
+            return 1 - 0.9 * abs(t / 0.45 - 1) if t < 0.9 else 0.1 - 0.99 * (t - 0.9)
+        return (0.5 - 0.5 * math.cos(math.pi * min(1.0, (1.0 - t) / self.rampdown))) * min(1.0, t / 0.05)
+
+    def jitter_at(self, step: float) -> float:
+        """Standard deviation of the noise on the code at ``step``, in those of w (StyleGAN2, appendix D)."""
+        return self.jitter * max(0.0, 1.0 - self.time(step) / 0.75) ** 2
 
 
 @dataclass(frozen=True)
@@ -146,7 +206,13 @@ class Method:
         schedule: the stages.
         space: latent space at layer 0; None: the generator's default.
         spheres: variables kept on their spheres: each latent vector on radius √dim, each noise map on √(H·W).
+        standardize: variables brought to mean 0 and variance 1 after each step, each tensor of an image on its own.
         noise: noise maps start ``random`` (drawn per image) or ``zero``.
+        start: the code starts ``random`` (drawn per image) or at the ``mean`` of its space.
+        restarts: how many starts are tried per image, side by side; the best is kept.
+        keep: the solution is the ``best`` iterate, the ``last``, or the last of several ``samples``.
+        rank: what iterates and restarts are ranked by: the ``data_fit`` or the ``loss`` with its penalties.
+        samples, burn_in: with ``keep`` samples: how many, and which part of the last stage comes before the first.
     """
 
     name: str
@@ -154,10 +220,50 @@ class Method:
     space: str | None = None
     spheres: tuple[str, ...] = ()
     noise: str = "random"
+    standardize: tuple[str, ...] = ()
+    start: str = "random"
+    restarts: int = 1
+    keep: str = "best"
+    rank: str = "data_fit"
+    samples: int = 0
+    burn_in: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.+-]*", self.name):
             raise ScheduleError(f"method.name={self.name}: expected letters, digits, _ . + -: files are named after it")
+        _choice("method.noise", self.noise, NOISE_STARTS)
+        _choice("method.start", self.start, STARTS)
+        _choice("method.keep", self.keep, KEEPS)
+        _choice("method.rank", self.rank, RANKS)
+        if _count("method.restarts", self.restarts) < 1:
+            raise ScheduleError("method.restarts=0: expected at least 1, which is one start")
+        if self.restarts > 1 and self.start == "mean" and self.noise == "zero":
+            raise ScheduleError(
+                f"method.restarts={self.restarts}: with method.start=mean and method.noise=zero all starts are the same"
+            )
+        _number("method.burn_in", self.burn_in, finite=True)
+        if self.keep == "samples":
+            kept = math.floor((1 - self.burn_in) * self.schedule.stages[-1].steps)
+            if not 1 <= _count("method.samples", self.samples) <= kept:
+                raise ScheduleError(
+                    f"method.samples={self.samples}: expected 1 to {max(kept, 0)}, what the last stage's steps leave "
+                    f"after method.burn_in={self.burn_in}"
+                )
+            if self.restarts > 1:
+                raise ScheduleError(f"method.restarts={self.restarts}: samples aren't ranked; use method.restarts=1")
+
+    @property
+    def evaluations(self) -> int:
+        """Generator evaluations per image that its steps take, all restarts together."""
+        return self.restarts * sum(
+            stage.steps + (stage.range_steps if stage.center == "range" else 0) for stage in self.schedule.stages
+        )
+
+    def sample_steps(self) -> list[int]:
+        """Of the last stage, the steps after which a sample is taken: evenly spaced, the last one included."""
+        steps = self.schedule.stages[-1].steps
+        span = steps - math.floor(self.burn_in * steps)
+        return [steps - 1 - (self.samples - 1 - i) * span // self.samples for i in range(self.samples)]
 
     @classmethod
     def from_config(
@@ -166,17 +272,33 @@ class Method:
         layers: Sequence[int],
         steps: int | Sequence[int],
         lr: float | Sequence[float],
-        free: Sequence[str],
+        free: str | Sequence[str],
         radius: float | Sequence[float] | None = None,
         radius_mode: str = "relative",
         radii: Mapping[str, float | Sequence[float] | None] | None = None,
         lr_scale: Mapping[str, float] | None = None,
         noise_maps: int | Sequence[int] | None = None,
-        center: str = "previous",
+        noise_lookahead: int | None = None,
+        center: str | Sequence[str] = "previous",
+        range_steps: int = 50,
+        reset: Sequence[str] = (),
         optimizer: str | Sequence[str] = "adam",
-        space: str | None = None,
+        ramp: str | Sequence[str] = "cosine",
+        rampdown: float = 0.75,
+        penalties: Mapping[str, float | Sequence[float]] | None = None,
+        floor: float = 0.0,
+        sigma: float | None = None,
+        jitter: float = 0.0,
+        space: str | Sequence[str] | None = None,
         spheres: Sequence[str] = (),
+        standardize: Sequence[str] = (),
         noise: str = "random",
+        start: str = "random",
+        restarts: int = 1,
+        keep: str = "best",
+        rank: str = "data_fit",
+        samples: int = 0,
+        burn_in: float = 0.0,
     ) -> Method:
         """Build a method from the fields of ``conf/method/*.yaml``.
 
@@ -186,18 +308,41 @@ class Method:
             name: what results are filed under.
             layers: entry layer of each stage; they never decrease.
             steps: optimisation steps; a stage with none is left out.
-            lr: peak of each stage's cosine ramp.
-            free: the variables that are optimised, among those that a point has at the stage's layer.
+            lr: peak of each stage's ramp.
+            free: the variables that are optimised, among those that a point has at the stage's layer; or a code of
+                letters: n (noise maps), l (latents), s (styles), g (generator activation), r (RGB), such as
+                ``lgr``, or a list with
+                one code per stage.
             radius: l1 radius of the activation around its value when the stage begins; null: no ball.
             radius_mode: ``relative``: radii are fractions of that value's own l1 norm, image by image; or ``absolute``.
             radii: the same for the other variables.
             lr_scale: per variable, a factor on ``lr``.
             noise_maps: only the first so many noise maps are free, where ``free`` has ``noise``; null: all that remain.
-            center: of the ball: ``previous``, the previous stage's solution, advanced to this layer.
-            optimizer: ``adam``, ``adamw`` or ``sgd``.
-            space: latent space at layer 0; null: the generator's default.
+            noise_lookahead: the same, growing with the layer p: the first ``noise_lookahead + 2p``.
+            center: of the ball: ``previous``, the previous stage's solution, advanced to this layer; or ``range``, the
+                nearest point that the layers above can make from a latent code (ILO, Algorithm 1, lines 5-6).
+            range_steps: optimisation steps of the search for it.
+            reset: variables set to zero when a deeper stage begins: ``[rgb]`` drops the skip, as the original did.
+            optimizer: ``adam``, ``adamw``, ``sgd``, ``normalized`` (gradient descent with steps of a given length, per
+                image) or ``langevin``.
+            ramp: of the learning rate: ``cosine``, ``one_cycle`` or ``constant``.
+            rampdown: the last part of a stage in which the cosine ramp falls.
+            penalties: weight in the loss of ``geocross``, ``geocross_styles``, ``latent_norm``, ``noise_regularity``,
+                ``deviation`` (see docs/methods.md).
+            floor: a data fit below it counts as it: what agrees so well is not optimised further; 0: none.
+            sigma: standard deviation of the measurement's noise, in units of y: the loss is then the negative
+                log-likelihood; null: the loss is the data fit.
+            jitter: noise on the code that fades in the first three quarters of a stage, in standard deviations of w.
+            space: latent space at layer 0; null: the generator's default. A list changes it from stage to stage.
             spheres: variables kept on their spheres: each latent vector at norm √dim, each noise map at √(H·W).
+            standardize: variables brought to mean 0 and variance 1 after each step.
             noise: noise maps start ``random`` (drawn per image) or ``zero``.
+            start: the code starts ``random`` (drawn per image) or at the ``mean`` of its space.
+            restarts: how many starts are tried per image, side by side; the best is kept.
+            keep: the solution is the ``best`` iterate, the ``last``, or the last of several ``samples``.
+            rank: iterates and restarts are ranked by the ``data_fit``, or by the ``loss``, penalties included.
+            samples: how many samples are kept, with ``keep=samples``, from the last stage.
+            burn_in: the part of the last stage before the first sample.
 
         Raises:
             ScheduleError: naming the field, its value and the remedy.
@@ -206,20 +351,23 @@ class Method:
             raise ScheduleError(
                 f"method.layers={layers}: expected a list of entry layers, one per stage, such as [0,1,2]"
             )
-        for field_name, value in (("free", free), ("spheres", spheres)):
+        for field_name, value in (("spheres", spheres), ("standardize", standardize), ("reset", reset)):
             if isinstance(value, str) or not isinstance(value, Sequence):
                 raise ScheduleError(f"method.{field_name}={value}: expected a list of variables, such as [latent]")
-        for field_name, value in (("radii", radii), ("lr_scale", lr_scale)):
+        for field_name, value in (("radii", radii), ("lr_scale", lr_scale), ("penalties", penalties)):
             if value is not None and not isinstance(value, Mapping):
                 raise ScheduleError(
-                    f"method.{field_name}={value}: expected a number per variable, such as {{rgb: 0.1}}"
+                    f"method.{field_name}={value}: expected a number per name, such as {{{_EXAMPLES[field_name]}}}"
                 )
         count = len(layers)
         _choice("method.radius_mode", radius_mode, RADIUS_MODES)
-        _choice("method.center", center, CENTERS)
-        _choice("method.noise", noise, NOISE_STARTS)
         if "activation" in (radii or {}):
             raise ScheduleError("method.radii.activation: give the activation's radius as method.radius")
+        if noise_lookahead is not None:
+            if noise_maps is not None:
+                raise ScheduleError("method.noise_lookahead and method.noise_maps are both given; set one to null")
+            noise_maps = [_count("method.noise_lookahead", noise_lookahead) + 2 * _count("method.layers", layer)
+                          for layer in layers]  # fmt: skip
         bounds = {"activation": radius, **(radii or {})}
         per_stage_radii = {
             variable: _per_stage(
@@ -227,26 +375,63 @@ class Method:
             )
             for variable, value in bounds.items()
         }
-        columns = zip(
-            layers,
-            _per_stage("method.steps", steps, count),
-            _per_stage("method.lr", lr, count),
-            _per_stage("method.noise_maps", noise_maps, count),
-            _per_stage("method.optimizer", optimizer, count),
-            strict=True,
-        )
+        per_stage_penalties = {
+            penalty: _per_stage(f"method.penalties.{penalty}", value, count)
+            for penalty, value in (penalties or {}).items()
+        }
+        columns = {
+            field_name: _per_stage(f"method.{field_name}", value, count)
+            for field_name, value in (
+                ("steps", steps), ("lr", lr), ("noise_maps", noise_maps), ("optimizer", optimizer), ("ramp", ramp),
+                ("center", center), ("space", space),
+            )
+        }  # fmt: skip
+        columns["free"] = _free_per_stage(free, count)
         stages = tuple(
             Stage(
                 layer=layer,
-                steps=stage_steps,
-                lr=stage_lr,
-                free=tuple(free),
                 radii={name: values[i] for name, values in per_stage_radii.items() if values[i] is not None},
                 relative=radius_mode == "relative",
                 lr_scale=dict(lr_scale or {}),
-                noise_maps=maps,
-                optimizer=stage_optimizer,
+                rampdown=rampdown,
+                range_steps=range_steps,
+                reset=tuple(reset) if i else (),
+                penalties={name: values[i] for name, values in per_stage_penalties.items() if values[i]},
+                floor=floor,
+                sigma=sigma,
+                jitter=jitter,
+                **{field_name: values[i] for field_name, values in columns.items()},
             )
-            for i, (layer, stage_steps, stage_lr, maps, stage_optimizer) in enumerate(columns)
+            for i, layer in enumerate(layers)
         )
-        return cls(name, Schedule(stages), space, tuple(spheres), noise)
+        schedule = Schedule(stages)
+        return cls(
+            name,
+            schedule,
+            schedule[0].space,
+            tuple(spheres),
+            noise,
+            tuple(standardize),
+            start,
+            restarts,
+            keep,
+            rank,
+            samples,
+            burn_in,
+        )
+
+
+_EXAMPLES = {"radii": "rgb: 0.1", "lr_scale": "rgb: 0.2", "penalties": "geocross: 0.01"}
+
+
+def _free_per_stage(free: Any, stages: int) -> list[tuple[str, ...]]:
+    """The free variables of each stage, from names of variables or from codes of letters."""
+    hint = f"expected a list of variables, such as [latent], or a code of the letters {', '.join(CODES)}"
+    if isinstance(free, str):
+        free = [free] * stages if set(free) <= set(CODES) and free else None
+    if not isinstance(free, Sequence) or not all(isinstance(name, str) for name in free):
+        raise ScheduleError(f"method.free={free}: {hint}")
+    if not free or not all(name and set(name) <= set(CODES) for name in free):
+        return [tuple(free)] * stages
+    codes = _per_stage("method.free", free, stages)
+    return [tuple(dict.fromkeys(CODES[letter] for letter in code)) for code in codes]

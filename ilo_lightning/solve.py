@@ -24,6 +24,7 @@ from .callbacks import (
     History,
     L1Projection,
     PictureStrip,
+    PosteriorSamples,
     Progress,
     ResumeCheckpoint,
     Spheres,
@@ -33,6 +34,7 @@ from .callbacks.progress import Display, QuietDisplay
 from .callbacks.sphere import project_to_spheres
 from .generators.base import LatentPoint, LayeredGenerator, variable_of
 from .interrupt import Interrupted
+from .losses.penalties import PENALTIES, PenaltyError
 from .operators.base import ForwardOperator, Measurement
 from .problem import DataFit, InverseProblem, index_of
 from .randomness import derive_seed, generator_for
@@ -51,10 +53,12 @@ class Reconstruction:
     Args:
         solutions: one per image.
         strip: per stage, the images ``(B, C, H, W)`` at its end, in [-1, 1] (not clipped).
+        posterior: of a method that keeps samples, what they have in common.
     """
 
     solutions: list[Solution]
     strip: list[Tensor]
+    posterior: PosteriorSamples | None = None
 
 
 class SolveError(RuntimeError):
@@ -88,8 +92,22 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
     with torch.no_grad():
         point = generator.sample([torch.Generator().manual_seed(0)], method.space)
         seen: set[str] = set()
-        for stage in stages:
+        if method.start == "mean":
+            point = generator.mean(point)
+        for index, stage in enumerate(stages):
+            if index and stage.space is not None and stage.space != stages[index - 1].space:
+                try:
+                    point = generator.convert(point, stage.space)
+                except ValueError as error:
+                    raise ScheduleError(f"method.space={[each.space for each in stages]}: {error}") from error
             point = generator.advance(point, stage.layer)
+            for penalty in stage.penalties:
+                try:
+                    PENALTIES[penalty](generator, point, point)
+                except PenaltyError as error:
+                    raise ScheduleError(f"method.penalties.{penalty} at layer {stage.layer}: {error}") from error
+            if stage.jitter and "latent" not in point.tensors:
+                raise ScheduleError(f"method.jitter={stage.jitter}: there is no latent code in space {point.space}")
             variables = {variable_of(tensor) for tensor in point.tensors}
             if not any(stage.frees(variable_of(tensor), index_of(tensor)) for tensor in point.tensors):
                 maps = f" with method.noise_maps={stage.noise_maps}" if "noise" in stage.free else ""
@@ -110,16 +128,21 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
         ("method.radii", {variable for stage in stages for variable in stage.radii}),
         ("method.lr_scale", {variable for stage in stages for variable in stage.lr_scale}),
         ("method.spheres", set(method.spheres)),
+        ("method.standardize", set(method.standardize)),
+        ("method.reset", {variable for stage in stages for variable in stage.reset}),
     ):
         for variable in sorted(named - seen - set(VARIABLES), key=str):
             raise ScheduleError(f"{field}: unknown variable {variable!r}; {name} has {', '.join(sorted(seen))}")
-    space = method.space or generator.spaces[0]
-    if "latent" in method.spheres and space in ("w", "w_plus"):
+    spaces = {method.space or generator.spaces[0], *(stage.space for stage in stages)}
+    if "latent" in method.spheres and spaces & {"w", "w_plus"}:
+        space = min(spaces & {"w", "w_plus"})
         raise ScheduleError(
             f"method.spheres=[latent]: codes in {space} aren't Gaussian and lie on no sphere; use gaussian_w_plus or z"
         )
     if method.noise == "zero" and "noise" in method.spheres:
         raise ScheduleError("method.spheres=[noise]: maps that start at zero lie on no sphere; use method.noise=random")
+    if method.noise == "zero" and "noise" in method.standardize:
+        raise ScheduleError("method.standardize=[noise]: maps that start at zero have no variance; use method.noise=random")
     if method.noise == "zero" and any("noise" in stage.radii and stage.relative for stage in stages):
         raise ScheduleError(
             "method.radii.noise with method.radius_mode=relative: maps that start at zero have the norm 0, "
@@ -128,9 +151,11 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
 
 
 def initial_point(generator: LayeredGenerator, method: Method, rngs: Sequence[torch.Generator]) -> LatentPoint:
-    """Where a method starts: a random point per random generator, on its spheres."""
+    """Where a method starts: a random point per random generator, or the mean of its space, on its spheres."""
     with torch.no_grad():
         point = generator.sample(rngs, method.space)
+        if method.start == "mean":
+            point = generator.mean(point)
         if method.noise == "zero":
             point = point.update(
                 {name: torch.zeros_like(t) for name, t in point.tensors.items() if variable_of(name) == "noise"}
@@ -266,16 +291,35 @@ def solve(
     check_method(method if start is None else replace(method, space=start.space), generator)
     if len(keys) != len(measurement):
         raise ValueError(f"{len(keys)} keys for a measurement of {len(measurement)} images")
+    images, restarts = len(keys), method.restarts
+    if restarts > 1:  # copies of one image next to each other, each with its own randomness
+        measurement = measurement.select([image for image in range(images) for _ in range(restarts)])
+        keys = [key if n == 0 else f"{key}#{n}" for key in keys for n in range(restarts)]
     if start is not None:
+        start = start if start.batch_size == 1 else start.repeat(restarts)
         start = _fitting(start, generator, method, len(measurement))
     try:
         rngs = [generator_for(seed, key, "initial point") for key in keys]
         point = initial_point(generator, method, rngs) if start is None else start
-        problem = InverseProblem(generator, operator, measurement, method.schedule, point, data_fit)
+        problem = InverseProblem(
+            generator,
+            operator,
+            measurement,
+            method.schedule,
+            point,
+            data_fit,
+            draws=lambda *purpose: [generator_for(seed, key, *purpose) for key in keys],
+            project=lambda point: project_to_spheres(point, method.spheres),
+        )
     except (RuntimeError, MemoryError) as error:
         raise SolveError(_describe(error, 0, method.schedule.steps, len(keys)), None) from error
-    best, projection, history, strip = BestIterate(), L1Projection(), History(), PictureStrip()
-    own: list[Callback] = [StageSchedule(), best, Spheres(method.spheres), projection, history, strip]
+    best = BestIterate(method.rank, last=method.keep != "best")
+    projection, history, strip = L1Projection(), History(), PictureStrip()
+    spheres = Spheres(method.spheres, method.standardize)
+    own: list[Callback] = [StageSchedule(), best, spheres, projection, history, strip]
+    posterior = PosteriorSamples(method.sample_steps()) if method.keep == "samples" else None
+    if posterior is not None:
+        own.append(posterior)
     if loggers:
         own.append(Curves(history, projection, log_every))
     own += [Progress(display or QuietDisplay()), *callbacks]
@@ -306,29 +350,36 @@ def solve(
             broken = error
     courses = torch.stack(history.fit).cpu() if history.fit else torch.zeros(0, len(keys))
     reconstruction = None
-    if best.fit is not None:
+    if best.fit is not None and best.score is not None:
+        scores = best.score.nan_to_num(nan=torch.inf).view(images, restarts)
+        chosen = (scores.argmin(dim=1).cpu() + torch.arange(images) * restarts).tolist()
+        points = best.points
         solutions = [
             Solution(
-                best_point.to("cpu"),
+                points[i].to("cpu"),
                 courses[:, i].clone(),
                 {
                     **(info or {}),
                     "method": method.name,
-                    "key": key,
+                    "key": keys[i // restarts * restarts],
                     "seed": seed,
-                    "image_seed": derive_seed(seed, key, "initial point"),
+                    "image_seed": derive_seed(seed, keys[i], "initial point"),
                     "data_fit": _finite(best.fit[i]),
-                    "evaluations": problem.evaluations,
+                    "evaluations": problem.evaluations * restarts,
                     "seconds": round(history.seconds, 3),
                     "stage": history.stage,
                     "layers": [stage.layer for stage in method.schedule.stages],
                     "generator": dict(generator.provenance),
+                    **({"restart": i % restarts} if restarts > 1 else {}),
+                    **_found(best.fit[i], method),
                     **_fault(courses[:, i], history.stage),
                 },
             )
-            for i, (key, best_point) in enumerate(zip(keys, best.points, strict=True))
+            for i in chosen
         ]
-        reconstruction = Reconstruction(solutions, strip.pictures)
+        reconstruction = Reconstruction(
+            solutions, [pictures[chosen] for pictures in strip.pictures], posterior if posterior and posterior.count else None
+        )
     if broken is not None:
         raise SolveError(_describe(broken, len(courses), method.schedule.steps, len(keys)), reconstruction) from broken
     assert reconstruction is not None
@@ -338,6 +389,12 @@ def solve(
 def _finite(value: Tensor) -> float | None:
     """A number for JSON, which has neither NaN nor infinity."""
     return float(value) if bool(value.isfinite()) else None
+
+
+def _found(fit: Tensor, method: Method) -> dict[str, bool]:
+    """With a floor under the data fit, whether it was reached: PULSE's "found within eps"."""
+    floor = method.schedule.stages[-1].floor
+    return {"found": bool(fit <= floor)} if floor else {}
 
 
 def _fault(course: Tensor, stages: Sequence[int]) -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""What happens around a step: stages, constraints, best iterate, checkpoints, history, curves, pictures, progress."""
+"""What happens around a step: stages, constraints, best iterate, checkpoints, history, curves, pictures,
+samples, progress."""
 
 from .best_iterate import BestIterate
 from .checkpoint import ResumeCheckpoint
@@ -7,6 +8,7 @@ from .history import History
 from .l1_projection import L1Projection
 from .picture_strip import PictureStrip
 from .progress import Progress
+from .samples import PosteriorSamples
 from .sphere import Spheres
 from .stage_schedule import StageSchedule
 
@@ -16,6 +18,7 @@ __all__ = [
     "History",
     "L1Projection",
     "PictureStrip",
+    "PosteriorSamples",
     "Progress",
     "ResumeCheckpoint",
     "Spheres",

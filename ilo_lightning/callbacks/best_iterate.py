@@ -9,20 +9,27 @@ import torch
 from torch import Tensor
 
 from ..generators.base import LatentPoint
-from ..problem import InverseProblem
+from ..problem import InverseProblem, pack
 
 
 class BestIterate(pl.Callback):
     """Remembers, per image, the point with the lowest data fit seen so far.
 
     A step's data fit belongs to the point *before* its update, so the point is copied before the optimiser moves it.
-    Ranked by the data fit alone: neither regularisers nor the true image have a say. When the fit ends, the final point
-    is evaluated once more.
+    When the fit ends, the final point is evaluated once more.
+
+    Args:
+        rank: what is compared: the ``data_fit`` alone, so that neither regularisers nor the true image have a say, or
+            the ``loss`` with its penalties.
+        last: keep the last point instead, whatever it is worth.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rank: str = "data_fit", last: bool = False) -> None:
+        self.rank, self.last = rank, last
         self.fit: Tensor | None = None
         """Data fit ``(B,)`` of the best points."""
+        self.score: Tensor | None = None
+        """What they are ranked by, ``(B,)``."""
         self._stage = -1
         self._points: list[LatentPoint] = []  # batch-1 points of the stages before
         self._batch: LatentPoint | None = None  # of this stage, as one batch: cheap to update
@@ -31,7 +38,8 @@ class BestIterate(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:
         if self.fit is not None and self._batch is not None and self._here is not None:
             device = pl_module.device  # what a checkpoint held comes back on the CPU
-            self.fit, self._here = self.fit.to(device), self._here.to(device)
+            self.fit, self.score = self.fit.to(device), None if self.score is None else self.score.to(device)
+            self._here = self._here.to(device)
             self._batch = self._batch.to(device)
             self._points = [point.to(device) for point in self._points]
 
@@ -48,10 +56,11 @@ class BestIterate(pl.Callback):
     @torch.no_grad()
     def observe(self, problem: InverseProblem) -> None:
         """Compare the latest data fit, and keep the current point of each image that improved."""
-        assert problem.last_fit is not None
         fit = problem.last_fit
-        if self.fit is None:
-            self.fit = torch.full_like(fit, torch.inf)
+        score = problem.last_loss if self.rank == "loss" else fit
+        assert fit is not None and score is not None
+        if self.fit is None or self.score is None:
+            self.fit, self.score = torch.full_like(fit, torch.inf), torch.full_like(score, torch.inf)
         first = problem.stage_index != self._stage
         if first:
             if self._batch is not None:
@@ -60,8 +69,8 @@ class BestIterate(pl.Callback):
             self._batch = problem.point.detach()
             self._here = torch.zeros_like(fit, dtype=torch.bool)
         assert self._batch is not None and self._here is not None
-        improved = fit < self.fit
-        self.fit = torch.where(improved, fit, self.fit)
+        improved = score.isfinite() if self.last else score < self.score
+        self.fit, self.score = torch.where(improved, fit, self.fit), torch.where(improved, score, self.score)
         self._here |= improved
         if not first:
             for name, tensor in problem.point.tensors.items():
@@ -83,17 +92,16 @@ class BestIterate(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "fit": self.fit,
+            "score": self.score,
             "stage": self._stage,
-            "points": [_pack(point) for point in self._points],
-            "batch": self._batch and _pack(self._batch),
+            "points": [pack(point) for point in self._points],
+            "batch": self._batch and pack(self._batch),
             "here": self._here,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.fit, self._stage, self._here = state_dict["fit"], state_dict["stage"], state_dict["here"]
+        self.fit, self.score, self._here = state_dict["fit"], state_dict["score"], state_dict["here"]
+        self._stage = state_dict["stage"]
         self._points = [LatentPoint(**point) for point in state_dict["points"]]
         self._batch = state_dict["batch"] and LatentPoint(**state_dict["batch"])
 
-
-def _pack(point: LatentPoint) -> dict[str, Any]:
-    return {"layer": point.layer, "space": point.space, "tensors": dict(point.tensors)}

@@ -14,8 +14,9 @@ from ..projections import project_l1_ball
 class L1Projection(pl.Callback):
     """After each step, project every free tensor that has a radius onto its l1 ball (ILO, Algorithm 1).
 
-    The centre is the stage's first point, the previous stage's solution advanced to this layer. A relative radius is a
-    fraction of the centre's own l1 norm, image by image.
+    The centre is the stage's first point, the previous stage's solution advanced to this layer, or what the layers
+    above can make of it (``InverseProblem.center``). A relative radius is a fraction of the centre's own l1 norm, image
+    by image.
     """
 
     def __init__(self) -> None:
@@ -43,6 +44,11 @@ class L1Projection(pl.Callback):
             distance = (problem.variables[name] - problem.center[name]).flatten(1).abs().sum(dim=1)
             found[name] = torch.where(radius > 0, distance / radius, 1.0)  # a ball of one point is all surface
         return found
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: InverseProblem, batch: object, batch_idx: int) -> None:
+        # A stage whose ball isn't centred on its first point may begin outside of it.
+        if batch_idx == 0 and pl_module.stage.center == "range":
+            self.on_train_batch_end(trainer, pl_module)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: InverseProblem, *args: object) -> None:

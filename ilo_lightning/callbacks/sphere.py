@@ -28,14 +28,24 @@ def project_to_spheres(point: LatentPoint, variables: Sequence[str]) -> LatentPo
     )
 
 
-class Spheres(pl.Callback):
-    """After each step, put the free tensors of ``variables`` back on their spheres (PULSE, Menon et al. 2020)."""
+def standardized(tensor: Tensor) -> Tensor:
+    """Each image's tensor with mean 0 and variance 1."""
+    dims = tuple(range(1, tensor.ndim))
+    tensor = tensor - tensor.mean(dim=dims, keepdim=True)
+    return tensor * tensor.square().mean(dim=dims, keepdim=True).clamp_min(1e-12).rsqrt()
 
-    def __init__(self, variables: Sequence[str]):
-        self.variables = tuple(variables)
+
+class Spheres(pl.Callback):
+    """After each step, put the free tensors of ``variables`` back on their spheres (PULSE, Menon et al. 2020), and
+    those of ``standardize`` back to mean 0 and variance 1 (StyleGAN2's projector, Karras et al. 2020)."""
+
+    def __init__(self, variables: Sequence[str], standardize: Sequence[str] = ()):
+        self.variables, self.standardize = tuple(variables), tuple(standardize)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: InverseProblem, *args: object) -> None:
         for name, parameter in pl_module.variables.items():
             if parameter.requires_grad and variable_of(name) in self.variables:
                 parameter.copy_(on_sphere(name, parameter))
+            if parameter.requires_grad and variable_of(name) in self.standardize:
+                parameter.copy_(standardized(parameter))

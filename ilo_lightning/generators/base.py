@@ -18,7 +18,7 @@ class LatentPoint:
         layer: where the generator is entered; 0 is the latent code.
         tensors: named tensors, each with the batch as its first axis. A name is a *variable*, optionally followed by
             ``_`` and an index: ``noise_3`` is the fourth map of the variable ``noise``.
-        space: the latent space in which ``latent`` is expressed, e.g. ``"gaussian_w_plus"``.
+        space: the latent space in which the code is expressed, e.g. ``"gaussian_w_plus"``.
     """
 
     layer: int
@@ -123,6 +123,28 @@ class LayeredGenerator(nn.Module, ABC):
     @abstractmethod
     def forward(self, point: LatentPoint) -> Tensor:
         """Images ``(B, C, H, W)`` of a point. Differentiable."""
+
+    def mean(self, point: LatentPoint) -> LatentPoint:
+        """``point`` (layer 0) with its code at the mean of its space. Here 0, the mean of a Gaussian code."""
+        return point.update({"latent": torch.zeros_like(point["latent"])})
+
+    def spread(self, space: str) -> float:
+        """What counts as one standard deviation of a code, for noise laid on it. Here 1, a Gaussian code's."""
+        return 1.0
+
+    def codes(self, point: LatentPoint) -> Tensor:
+        """What the layers are steered with, ``(B, K, D)``; here the latent code itself."""
+        return point["latent"]
+
+    def convert(self, point: LatentPoint, space: str) -> LatentPoint:
+        """The same images with their code in another, larger space.
+
+        Raises:
+            ValueError: where that isn't possible.
+        """
+        if space == point.space:
+            return point
+        raise ValueError(f"a code in {point.space} can't be written in space {space!r} ({type(self).__name__})")
 
     def check_layer(self, point: LatentPoint, layer: int) -> None:
         """Refuse an entry layer that doesn't exist or lies above the point's own."""

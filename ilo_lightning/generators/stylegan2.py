@@ -17,7 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from .base import LatentPoint, LayeredGenerator
 from .stylegan2_layers import ARCHITECTURES, FIR, Block, Mapping, fir_kernel, normal_parameter
 
-SPACES = ("gaussian_w_plus", "w_plus", "w", "z")
+SPACES = ("gaussian_w_plus", "w_plus", "w", "z", "styles")
+LARGER = {"z": ("w", "w_plus", "styles"), "w": ("w_plus", "styles"), "gaussian_w_plus": ("w_plus", "styles"),
+          "w_plus": ("styles",), "styles": ()}  # fmt: skip
+"""The spaces in which a code of each space can be written."""
 
 
 class StyleGAN2(LayeredGenerator):
@@ -166,6 +169,9 @@ class StyleGAN2(LayeredGenerator):
         In ``w_plus`` each style is mapped from a z of its own; in ``gaussian_w_plus`` the code is drawn directly.
         """
         space = self.check_space(space)
+        if space == "styles":
+            with torch.no_grad():
+                return self.convert(self.sample(rngs, "z"), space)
         styles = self.num_styles if space.endswith("w_plus") else 1
         size = self.style_dim if space == "gaussian_w_plus" else self.latent_dim
         weight = self.const
@@ -181,8 +187,10 @@ class StyleGAN2(LayeredGenerator):
                 tensors["latent"] = self.mapping(tensors["latent"], self.label)
         return LatentPoint(0, tensors, space)
 
-    def styles(self, point: LatentPoint) -> Tensor:
+    def codes(self, point: LatentPoint) -> Tensor:
         """The w of every style that ``point`` still has to use, ``(B, K, style_dim)``."""
+        if point.space == "styles":
+            raise ValueError("there is no w in space styles")
         latent = point["latent"]
         if point.space == "z":
             latent = self.mapping(latent, self.label)
@@ -191,6 +199,45 @@ class StyleGAN2(LayeredGenerator):
         if point.space in ("z", "w"):
             latent = latent.expand(-1, self.num_styles - self.first_style(point.layer), -1)
         return latent
+
+    def styles(self, point: LatentPoint, stop: int | None = None) -> list[list[Tensor | None]]:
+        """The scales of the filters ``(B, C_in)`` of each block from the point's layer up to ``stop``."""
+        layer, stop = point.layer, self.num_layers if stop is None else stop
+        if point.space == "styles":
+            return [[point.tensors.get(f"style_{3 * i + j}") for j in range(3)] for i in range(layer, stop)]
+        codes, offset = self.codes(point).unbind(dim=1), self.first_style(layer)
+        return [self.blocks[i].styles(codes[self.first_style(i) - offset :]) for i in range(layer, stop)]
+
+    def convert(self, point: LatentPoint, space: str) -> LatentPoint:
+        if space == point.space:
+            return point
+        if space not in LARGER[point.space]:
+            raise ValueError(
+                f"a code in {point.space} can't be written in space {space!r}; "
+                f"it can in {', '.join(LARGER[point.space]) or 'no other'}"
+            )
+        others = {name: tensor for name, tensor in point.tensors.items() if name != "latent"}
+        if space == "styles":
+            named = {
+                f"style_{3 * (point.layer + i) + j}": style
+                for i, block in enumerate(self.styles(point))
+                for j, style in enumerate(block)
+                if style is not None
+            }
+            return LatentPoint(point.layer, {**named, **others}, space)
+        latent = self.mapping(point["latent"], self.label) if space == "w" else self.codes(point)
+        return LatentPoint(point.layer, {"latent": latent.contiguous(), **others}, space)
+
+    def mean(self, point: LatentPoint) -> LatentPoint:
+        if point.space == "styles":
+            mean = LatentPoint(0, {"latent": self.w_mean.expand(point.batch_size, 1, -1)}, "w")
+            return point.update({n: t.clone() for n, t in self.convert(mean, "styles").tensors.items()})
+        if point.space in ("w", "w_plus"):
+            return point.update({"latent": self.w_mean.expand_as(point["latent"]).clone()})
+        return super().mean(point)
+
+    def spread(self, space: str) -> float:
+        return float(self.w_std) if space in ("w", "w_plus") else 1.0
 
     @staticmethod
     def first_style(layer: int) -> int:
@@ -207,14 +254,18 @@ class StyleGAN2(LayeredGenerator):
         if layer == point.layer:
             return point
         activation, rgb = self._synthesise(point, layer)
-        latent = point["latent"]
-        if latent.shape[1] > 1:
-            latent = latent[:, self.first_style(layer) - self.first_style(point.layer) :]
-        tensors = (
-            {"activation": activation, "latent": latent}
-            if rgb is None
-            else {"activation": activation, "rgb": rgb, "latent": latent}
-        )
+        tensors = {"activation": activation} if rgb is None else {"activation": activation, "rgb": rgb}
+        if point.space == "styles":
+            tensors |= {
+                name: tensor
+                for name, tensor in point.tensors.items()
+                if name.startswith("style_") and int(name.removeprefix("style_")) >= 3 * layer
+            }
+        else:
+            latent = point["latent"]
+            if latent.shape[1] > 1:
+                latent = latent[:, self.first_style(layer) - self.first_style(point.layer) :]
+            tensors["latent"] = latent
         noise = {f"noise_{i}": point[f"noise_{i}"] for i in range(self.first_noise(layer), self.num_noise_maps)}
         return LatentPoint(layer, {**tensors, **noise}, point.space)
 
@@ -226,20 +277,17 @@ class StyleGAN2(LayeredGenerator):
     def _synthesise(self, point: LatentPoint, stop: int) -> tuple[Tensor, Tensor | None]:
         """Run the blocks from the point's layer up to ``stop``: activation and RGB, if any, after the last of them."""
         layer = point.layer
-        styles = self.styles(point).unbind(dim=1)
+        styles = self.styles(point, stop)
         activation = self.const.expand(point.batch_size, -1, -1, -1) if layer == 0 else point["activation"]
         rgb = point.tensors.get("rgb")
         # Both, so that a point read from a file is rounded as the one that was saved.
         activation = activation.contiguous(memory_format=torch.channels_last)
         rgb = None if rgb is None else rgb.contiguous(memory_format=torch.channels_last)
-        offset = self.first_style(layer)
         for index in range(layer, stop):
-            first = self.first_style(index)
-            w = styles[first - offset :][: 2 if index == 0 else 3]
             noise = [
                 point.tensors.get(f"noise_{i}") for i in range(self.first_noise(index), self.first_noise(index + 1))
             ]
-            arguments = (activation, rgb, w, noise, self.fir)
+            arguments = (activation, rgb, styles[index - layer], noise, self.fir)
             if self.recompute and torch.is_grad_enabled():
                 activation, rgb = checkpoint(
                     self.blocks[index], *arguments, use_reentrant=False, preserve_rng_state=False

@@ -115,6 +115,7 @@ class Mapping(nn.Module):
 
 class StyledConv(nn.Module):
     """Modulated 3×3 convolution, noise, bias, leaky ReLU times ``gain``, and clamp; doubles the size first if ``up``.
+    ``affine`` gives from w the style, ``(B, inputs)``, that it is called with.
 
     Args:
         noise: whether a noise map is added.
@@ -140,8 +141,7 @@ class StyledConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.up, self.gain, self.clamp = up, gain, None if clamp is None else clamp * gain
 
-    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, kernel: Tensor) -> Tensor:
-        style = self.affine(w)  # (B, in)
+    def forward(self, x: Tensor, style: Tensor, noise: Tensor | None, kernel: Tensor) -> Tensor:
         if not any(weight.requires_grad for weight in self._weights()) and not _mixed_precision(x.device):
             return styled_convolution(x, style, noise, self._freeze(x), kernel)
         height, width = x.shape[2:]
@@ -213,7 +213,8 @@ class _PixelProduct(torch.autograd.Function):
 
 
 class ToRGB(nn.Module):
-    """Modulated 1×1 convolution to ``colors`` channels, without demodulation, and clamp."""
+    """Modulated 1×1 convolution to ``colors`` channels, without demodulation, and clamp. ``affine`` gives from w the
+    style, ``(B, inputs)``, that it is called with."""
 
     def __init__(self, inputs: int, style_dim: int, colors: int = 3, clamp: float | None = None):
         super().__init__()
@@ -222,9 +223,8 @@ class ToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(colors))
         self.gain, self.clamp = 1 / math.sqrt(inputs), clamp
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        style = self.affine(w) * self.gain
-        weight = self.weight.flatten(1) * style[:, None, :]  # (B, colors, in): three colours are cheap
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        weight = self.weight.flatten(1) * (style * self.gain)[:, None, :]  # (B, colors, in): three colours are cheap
         if _mixed_precision(x.device):
             x = torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])
         else:
@@ -274,23 +274,34 @@ class Block(nn.Module):
         self.shortcut = Shortcut(inputs, outputs, gain) if residual else None
         self.to_rgb = ToRGB(outputs, style_dim, colors, clamp) if colors else None
 
+    def styles(self, w: Sequence[Tensor]) -> list[Tensor | None]:
+        """Scales of the filters of up-convolution, convolution and ToRGB, ``(B, C_in)``; None for a layer that there
+        isn't. ``w``: ``(B, style_dim)`` of each, beginning with the first that there is."""
+        up = [] if self.up_conv is None else [self.up_conv.affine(w[0])]
+        rgb = None if self.to_rgb is None else self.to_rgb.affine(w[len(up) + 1])
+        return [*(up or [None]), self.conv.affine(w[len(up)]), rgb]
+
     def forward(
         self,
         activation: Tensor,
         rgb: Tensor | None,
-        styles: Sequence[Tensor],
+        styles: Sequence[Tensor | None],
         noise: Sequence[Tensor | None],
         kernel: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
-        """Activation and RGB image after this block. ``styles`` and ``noise`` are its own, in order; the last style is
-        that of its ToRGB, whether it has one or not."""
+        """Activation and RGB image after this block. ``styles`` are those that ``self.styles`` gives, ``noise`` its own
+        maps in order."""
         straight = None if self.shortcut is None else self.shortcut(activation, kernel)
+        up_style, style, rgb_style = styles
         if self.up_conv is not None:
-            activation = self.up_conv(activation, styles[0], noise[0], kernel)
-        activation = self.conv(activation, styles[-2], noise[-1], kernel)
+            assert up_style is not None
+            activation = self.up_conv(activation, up_style, noise[0], kernel)
+        assert style is not None
+        activation = self.conv(activation, style, noise[-1], kernel)
         if straight is not None:
             activation = activation + straight
         if self.to_rgb is not None:
-            image = self.to_rgb(activation, styles[-1])
+            assert rgb_style is not None
+            image = self.to_rgb(activation, rgb_style)
             rgb = image if rgb is None else upsample(rgb, kernel) + image
         return activation, rgb

@@ -85,4 +85,4 @@ def test_distances_are_those_of_the_projected_points(radius: float):
     else:
         assert last["surface_activation"] == 1
     rates = [memory.points[step]["lr"] for step in (0, 3)]
-    assert rates == pytest.approx([0.1 * method.schedule[0].ramp(step) for step in (0, 3)])
+    assert rates == pytest.approx([0.1 * method.schedule[0].factor(step) for step in (0, 3)])

@@ -89,7 +89,7 @@ def test_upsampling_by_any_filter(taps: tuple[int, ...]):
     weight = conv.weight[None] * style[:, None, :, None, None]
     weight = weight * torch.rsqrt(weight.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8)
     expected = torch.cat([F.conv2d(f[None], k.flip((2, 3))) for f, k in zip(filtered, weight, strict=True)])
-    torch.testing.assert_close(conv(x, w, None, kernel), leaky_relu(expected))
+    torch.testing.assert_close(conv(x, style, None, kernel), leaky_relu(expected))
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -197,7 +197,7 @@ def test_gaussian_w_plus_covers_what_the_mapping_makes():
     assert code.mean(0).abs().max() < 0.1
     assert (code.std(0) - 1).abs().max() < 0.1
     point = LatentPoint(0, {"latent": code[:5, None].expand(-1, generator.num_styles, -1)}, "gaussian_w_plus")
-    assert (generator.styles(point) - w[:5, None]).abs().max() < 1e-12
+    assert (generator.codes(point) - w[:5, None]).abs().max() < 1e-12
 
 
 def test_statistics_agree_with_numpy():

@@ -1,0 +1,97 @@
+"""What is added to the data fit: how unlikely, or how far off, a latent point is. Per image, lower is better.
+
+Each takes ``(generator, point, center)``, the current point and the centre of its stage, and gives ``(B,)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..generators.base import LatentPoint, LayeredGenerator, variable_of
+
+_TINY = 1e-9
+
+
+class PenaltyError(ValueError):
+    """A penalty that means nothing for a point; the message says why."""
+
+
+def geocross(codes: Tensor) -> Tensor:
+    """GEOCROSS (PULSE, Menon et al., CVPR 2020): how far the K codes of an image, ``(B, K, D)``, lie from each other
+    on their sphere, ``(B,)``.
+
+    ``mean over all K² pairs of (2 · atan2(‖X - Y‖, ‖X + Y‖))² · 512 / 8``: for codes of one norm, their squared geodesic
+    distance on the unit sphere; 149 for 18 random directions. A pair of a code with itself adds 0, and is left out of
+    the sum, since its gradient isn't defined.
+    """
+    count = codes.shape[1]
+    if count < 2:
+        raise PenaltyError("compares the codes of the layers, and there is only one; use a space such as w_plus")
+    first, second = torch.triu_indices(count, count, offset=1, device=codes.device)
+    x, y = codes[:, first], codes[:, second]
+    apart, together = ((each.square().sum(dim=-1) + _TINY).sqrt() for each in (x - y, x + y))
+    return (2 * torch.atan2(apart, together)).square().sum(dim=1) * (2 / count**2 * 512 / 8)
+
+
+def _geocross(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint) -> Tensor:
+    """Of the latents as they are optimised."""
+    return geocross(_latent(point))
+
+
+def _geocross_styles(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint) -> Tensor:
+    """Of the w that they stand for."""
+    _latent(point)
+    return geocross(generator.codes(point))
+
+
+def _latent_norm(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint) -> Tensor:
+    """``‖z‖²`` (CSGM, Bora et al., ICML 2017)."""
+    return _latent(point).square().flatten(1).sum(dim=1)
+
+
+def _noise_regularity(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint) -> Tensor:
+    """How much the noise maps resemble their own shifts: a signal, where there should be noise (StyleGAN2, Karras et
+    al., CVPR 2020, appendix D): ``Σ mean(n · shift(n))²`` over both axes and a pyramid of each map down to 8×8."""
+    maps = [tensor for name, tensor in point.tensors.items() if variable_of(name) == "noise"]
+    if not maps:
+        raise PenaltyError("the generator has no noise maps at this layer")
+    total = torch.zeros(point.batch_size, dtype=maps[0].dtype, device=maps[0].device)
+    for noise in maps:
+        while True:
+            for axis in (2, 3):
+                total = total + (noise * noise.roll(1, axis)).flatten(1).mean(dim=1).square()
+            if noise.shape[-1] <= 8:
+                break
+            noise = F.avg_pool2d(noise, 2) * 2  # four pixels have half the standard deviation of one
+    return total
+
+
+def _deviation(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint) -> Tensor:
+    """``‖x - c‖₁ / ‖c‖₁`` of the activation and the RGB skip, summed: how far the point has left what the layers above
+    can make, as a sparse additive deviation (DMILO)."""
+    names = [name for name in ("activation", "rgb") if name in point.tensors]
+    total = torch.zeros(point.batch_size, dtype=next(iter(point.tensors.values())).dtype)
+    total = total.to(next(iter(point.tensors.values())).device)
+    for name in names:
+        norm = center[name].flatten(1).abs().sum(dim=1).clamp_min(_TINY)
+        total = total + (point[name] - center[name]).flatten(1).abs().sum(dim=1) / norm
+    return total
+
+
+def _latent(point: LatentPoint) -> Tensor:
+    if "latent" not in point.tensors:
+        raise PenaltyError(f"there is no latent code at layer {point.layer} in space {point.space}")
+    return point["latent"]
+
+
+PENALTIES: dict[str, Callable[[LayeredGenerator, LatentPoint, LatentPoint], Tensor]] = {
+    "geocross": _geocross,
+    "geocross_styles": _geocross_styles,
+    "latent_norm": _latent_norm,
+    "noise_regularity": _noise_regularity,
+    "deviation": _deviation,
+}
