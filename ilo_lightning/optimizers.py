@@ -11,8 +11,7 @@ import torch
 
 class NormalizedDescent(torch.optim.Optimizer):
     """Gradient descent with steps of a given length: ``p -= lr · g / ‖g‖``, the norm taken over each parameter of each
-    image (its first axis), so that the learning rate is the distance that is gone (Poirier-Ginter & Lalonde, CVPR 2023).
-    """
+    image (its first axis): the learning rate is the distance that is gone (Poirier-Ginter & Lalonde, CVPR 2023)."""
 
     def __init__(self, params: Any, lr: float):
         super().__init__(params, {"lr": lr})

@@ -203,14 +203,15 @@ class InverseProblem(pl.LightningModule):
         stage, point = self.stage, self.point
         if step is not None and stage.jitter:
             point = self._jittered(point, step)
-        fit = self.data_fit(self.operator(self(point)), self.measurement)
+        image = self(point)
+        fit = self.data_fit(self.operator(image), self.measurement)
         loss = fit
         if stage.floor:
             loss = loss.clamp_min(stage.floor)
         if stage.sigma is not None:
             loss = loss * (self._observed() / (2 * stage.sigma**2))
         for name, weight in stage.penalties.items():
-            loss = loss + weight * PENALTIES[name](self.generator, self.point, self.center)
+            loss = loss + weight * PENALTIES[name](self.generator, self.point, self.center, image)
         self.last_fit, self.last_loss = fit.detach(), loss.detach()
         return loss
 

@@ -75,7 +75,9 @@ def write_image(
             "stages": stages,
         }
         if reconstruction.posterior is not None:
-            outcomes[method.name]["posterior"], more = _posterior(reconstruction.posterior, place, truth, target, suffix)
+            outcomes[method.name]["posterior"], more = _posterior(
+                reconstruction.posterior, place, truth, target, suffix
+            )
             panels += [_panel(f"{method.name}: {title}", image) for title, image in more.items()]
         if "fault" in solution.info:
             outcomes[method.name]["fault"] = solution.info["fault"]
@@ -105,9 +107,9 @@ def _posterior(
     samples: PosteriorSamples, place: int, truth: Tensor | None, target: Path, suffix: str
 ) -> tuple[Row, dict[str, Tensor]]:
     """Pictures of the mean, the standard deviation and some of the samples; what the row says of them; and the first
-    two. The standard deviation is drawn from black, 0, to white, 0.5 or more, in units of [-1, 1]."""
+    two. The standard deviation is drawn from black, 0, to white, 0.2 or more, in units of [-1, 1]."""
     mean, std = samples.mean[place].float(), samples.std[place].float()
-    shown = {"mean": mean, "deviation": std * 4 - 1}
+    shown = {"mean": mean, "deviation": std * 10 - 1}
     save_png(mean, target / f"posterior-mean{suffix}.png")
     save_png(shown["deviation"], target / f"posterior-std{suffix}.png")
     for index, pictures in enumerate(samples.pictures):

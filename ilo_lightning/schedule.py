@@ -14,7 +14,9 @@ CODES = {"n": "noise", "l": "latent", "s": "style", "g": "activation", "r": "rgb
 """Letters for ``method.free``: ``nlg`` frees noise maps, latents and the generator's activation."""
 OPTIMIZERS = ("adam", "adamw", "sgd", "normalized", "langevin")
 RAMPS = ("cosine", "one_cycle", "constant")
-PENALTIES = ("geocross", "geocross_styles", "latent_norm", "noise_regularity", "deviation")
+PENALTIES = (
+    "geocross", "geocross_styles", "latent_norm", "latent_l1", "total_variation", "noise_regularity", "deviation",
+)  # fmt: skip
 """What can be added to the loss; see ``losses.penalties``."""
 STARTS = ("random", "mean")
 NOISE_STARTS = ("random", "zero")
@@ -113,7 +115,7 @@ class Stage:
             _number(f"method.penalties.{name}", weight, finite=True)
         _number("method.floor", self.floor, finite=True)
         _number("method.jitter", self.jitter, finite=True)
-        if self.optimizer == "langevin" and not self.sigma:
+        if self.sigma == 0 or (self.sigma is None and self.optimizer == "langevin"):
             raise ScheduleError(
                 f"method.sigma={self.sigma}: samples of the posterior need noise on the measurement; give its standard "
                 "deviation, e.g. task.noise.sigma=0.1, or method.sigma=0.1 where the task doesn't know it"
@@ -137,8 +139,8 @@ class Stage:
     def factor(self, step: float) -> float:
         """Factor on the learning rate at ``step``, at time t.
 
-        ``cosine``: StyleGAN2's ramp ``(½ - ½cos(π·min(1, (1-t)/rampdown)))·min(1, t/0.05)``. ``one_cycle``: from a tenth
-        up to 1 at t = 0.45, back to a tenth at 0.9, and down to a thousandth (PULSE). ``constant``: 1.
+        ``cosine``: StyleGAN2's ramp ``(½ - ½cos(π·min(1, (1-t)/rampdown)))·min(1, t/0.05)``. ``one_cycle``: from a
+        tenth up to 1 at t = 0.45, back to a tenth at 0.9, and down to a thousandth (PULSE). ``constant``: 1.
         """
         t = self.time(step)
         if self.ramp == "constant":
@@ -327,8 +329,8 @@ class Method:
                 image) or ``langevin``.
             ramp: of the learning rate: ``cosine``, ``one_cycle`` or ``constant``.
             rampdown: the last part of a stage in which the cosine ramp falls.
-            penalties: weight in the loss of ``geocross``, ``geocross_styles``, ``latent_norm``, ``noise_regularity``,
-                ``deviation`` (see docs/methods.md).
+            penalties: weight in the loss of ``geocross``, ``geocross_styles``, ``latent_norm``, ``latent_l1``,
+                ``total_variation``, ``noise_regularity``, ``deviation`` (see docs/methods.md).
             floor: a data fit below it counts as it: what agrees so well is not optimised further; 0: none.
             sigma: standard deviation of the measurement's noise, in units of y: the loss is then the negative
                 log-likelihood; null: the loss is the data fit.

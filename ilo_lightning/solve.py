@@ -103,7 +103,7 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
             point = generator.advance(point, stage.layer)
             for penalty in stage.penalties:
                 try:
-                    PENALTIES[penalty](generator, point, point)
+                    PENALTIES[penalty](generator, point, point, generator(point))
                 except PenaltyError as error:
                     raise ScheduleError(f"method.penalties.{penalty} at layer {stage.layer}: {error}") from error
             if stage.jitter and "latent" not in point.tensors:
@@ -142,7 +142,9 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
     if method.noise == "zero" and "noise" in method.spheres:
         raise ScheduleError("method.spheres=[noise]: maps that start at zero lie on no sphere; use method.noise=random")
     if method.noise == "zero" and "noise" in method.standardize:
-        raise ScheduleError("method.standardize=[noise]: maps that start at zero have no variance; use method.noise=random")
+        raise ScheduleError(
+            "method.standardize=[noise]: maps that start at zero have no variance; use method.noise=random"
+        )
     if method.noise == "zero" and any("noise" in stage.radii and stage.relative for stage in stages):
         raise ScheduleError(
             "method.radii.noise with method.radius_mode=relative: maps that start at zero have the norm 0, "
@@ -294,7 +296,7 @@ def solve(
     images, restarts = len(keys), method.restarts
     if restarts > 1:  # copies of one image next to each other, each with its own randomness
         measurement = measurement.select([image for image in range(images) for _ in range(restarts)])
-        keys = [key if n == 0 else f"{key}#{n}" for key in keys for n in range(restarts)]
+        keys = [f"{key}#{n}" if n else key for key in keys for n in range(restarts)]
     if start is not None:
         start = start if start.batch_size == 1 else start.repeat(restarts)
         start = _fitting(start, generator, method, len(measurement))
@@ -308,7 +310,7 @@ def solve(
             method.schedule,
             point,
             data_fit,
-            draws=lambda *purpose: [generator_for(seed, key, *purpose) for key in keys],
+            draws=lambda *purpose, keys=tuple(keys): [generator_for(seed, key, *purpose) for key in keys],
             project=lambda point: project_to_spheres(point, method.spheres),
         )
     except (RuntimeError, MemoryError) as error:
@@ -363,7 +365,7 @@ def solve(
                     "method": method.name,
                     "key": keys[i // restarts * restarts],
                     "seed": seed,
-                    "image_seed": derive_seed(seed, keys[i], "initial point"),
+                    "image_seed": derive_seed(seed, str(keys[i]), "initial point"),
                     "data_fit": _finite(best.fit[i]),
                     "evaluations": problem.evaluations * restarts,
                     "seconds": round(history.seconds, 3),
@@ -378,7 +380,9 @@ def solve(
             for i in chosen
         ]
         reconstruction = Reconstruction(
-            solutions, [pictures[chosen] for pictures in strip.pictures], posterior if posterior and posterior.count else None
+            solutions,
+            [pictures[chosen] for pictures in strip.pictures],
+            posterior if posterior and posterior.count else None,
         )
     if broken is not None:
         raise SolveError(_describe(broken, len(courses), method.schedule.steps, len(keys)), reconstruction) from broken

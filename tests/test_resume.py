@@ -13,6 +13,7 @@ from ilo_lightning.callbacks import ResumeCheckpoint
 from ilo_lightning.interrupt import Interrupted, StopRequest, listen
 from ilo_lightning.schedule import Method
 from ilo_lightning.solve import Reconstruction, solve
+from tests.test_methods import method
 from tests.test_solve import KEYS, ilo, problem
 
 
@@ -39,11 +40,11 @@ class KillAt(Callback):
             raise Killed
 
 
-def run(method: Method, path: Path | None, callbacks=(), every_steps: int = 1) -> Reconstruction:
+def run(the_method: Method, path: Path | None, callbacks=(), every_steps: int = 1) -> Reconstruction:
     """Everything built anew, as after a restart."""
     generator, operator, measurement = problem(dtype=torch.float32)
     checkpoint = None if path is None else ResumeCheckpoint(path, every_seconds=1e9, every_steps=every_steps)
-    return solve(generator, operator, measurement, method, KEYS, seed=1, checkpoint=checkpoint, callbacks=callbacks)
+    return solve(generator, operator, measurement, the_method, KEYS, seed=1, checkpoint=checkpoint, callbacks=callbacks)
 
 
 def assert_same(a: Reconstruction, b: Reconstruction) -> None:
@@ -53,6 +54,10 @@ def assert_same(a: Reconstruction, b: Reconstruction) -> None:
         assert torch.equal(x.history, y.history)
         for field in ("data_fit", "evaluations", "stage"):
             assert x.info[field] == y.info[field], field
+    assert (a.posterior is None) == (b.posterior is None)
+    if a.posterior is not None and b.posterior is not None:
+        assert torch.equal(a.posterior.mean, b.posterior.mean) and torch.equal(a.posterior.std, b.posterior.std)
+        assert all(torch.equal(x, y) for x, y in zip(a.posterior.pictures, b.posterior.pictures, strict=True))
     assert len(a.strip) == len(b.strip)
     assert all(torch.equal(x, y) for x, y in zip(a.strip, b.strip, strict=True))
 
@@ -61,6 +66,10 @@ SCHEDULES = {
     "ilo": ilo(),
     "csgm": ilo(layers=[0], steps=[5], lr=[0.1], radii={}, noise_maps=None),
     "single steps and repeats": ilo(layers=[0, 0, 1, 2], steps=[1, 2, 1, 3], lr=0.1, radii={}, noise_maps=2),
+    "range": ilo(steps=[2, 2, 2], center="range", range_steps=3, penalties={"deviation": 0.1}),
+    "projector": method("projector", steps=[5]),
+    "three spaces": method("three_phase", steps=[2, 1, 2], restarts=2, noise="random"),
+    "samples": method("langevin", steps=[2, 6], sigma=0.1, samples=3),
 }
 
 

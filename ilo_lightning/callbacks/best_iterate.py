@@ -104,4 +104,3 @@ class BestIterate(pl.Callback):
         self._stage = state_dict["stage"]
         self._points = [LatentPoint(**point) for point in state_dict["points"]]
         self._batch = state_dict["batch"] and LatentPoint(**state_dict["batch"])
-

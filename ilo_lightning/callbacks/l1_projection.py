@@ -45,7 +45,9 @@ class L1Projection(pl.Callback):
             found[name] = torch.where(radius > 0, distance / radius, 1.0)  # a ball of one point is all surface
         return found
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: InverseProblem, batch: object, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: InverseProblem, batch: object, batch_idx: int
+    ) -> None:
         # A stage whose ball isn't centred on its first point may begin outside of it.
         if batch_idx == 0 and pl_module.stage.center == "range":
             self.on_train_batch_end(trainer, pl_module)

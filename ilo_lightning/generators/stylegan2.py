@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -206,7 +207,8 @@ class StyleGAN2(LayeredGenerator):
         if point.space == "styles":
             return [[point.tensors.get(f"style_{3 * i + j}") for j in range(3)] for i in range(layer, stop)]
         codes, offset = self.codes(point).unbind(dim=1), self.first_style(layer)
-        return [self.blocks[i].styles(codes[self.first_style(i) - offset :]) for i in range(layer, stop)]
+        blocks = [cast(Block, self.blocks[i]) for i in range(layer, stop)]
+        return [block.styles(codes[self.first_style(layer + i) - offset :]) for i, block in enumerate(blocks)]
 
     def convert(self, point: LatentPoint, space: str) -> LatentPoint:
         if space == point.space:

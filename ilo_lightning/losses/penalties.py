@@ -1,6 +1,7 @@
 """What is added to the data fit: how unlikely, or how far off, a latent point is. Per image, lower is better.
 
-Each takes ``(generator, point, center)``, the current point and the centre of its stage, and gives ``(B,)``.
+Each takes ``(generator, point, center, image)``: the current point, the centre of its stage, and what the point makes;
+it gives ``(B,)``.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ def geocross(codes: Tensor) -> Tensor:
     """GEOCROSS (PULSE, Menon et al., CVPR 2020): how far the K codes of an image, ``(B, K, D)``, lie from each other
     on their sphere, ``(B,)``.
 
-    ``mean over all K² pairs of (2 · atan2(‖X - Y‖, ‖X + Y‖))² · 512 / 8``: for codes of one norm, their squared geodesic
-    distance on the unit sphere; 149 for 18 random directions. A pair of a code with itself adds 0, and is left out of
-    the sum, since its gradient isn't defined.
+    ``mean over all K² pairs of (2 · atan2(‖X - Y‖, ‖X + Y‖))² · 512 / 8``: for codes of one norm, their squared
+    geodesic distance on the unit sphere; 149 for 18 random directions. A pair of a code with itself adds 0, and is
+    left out of the sum, since its gradient isn't defined.
     """
-    count = codes.shape[1]
+    count = codes.shape[1] if codes.ndim == 3 else 1
     if count < 2:
         raise PenaltyError("compares the codes of the layers, and there is only one; use a space such as w_plus")
     first, second = torch.triu_indices(count, count, offset=1, device=codes.device)
@@ -37,23 +38,36 @@ def geocross(codes: Tensor) -> Tensor:
     return (2 * torch.atan2(apart, together)).square().sum(dim=1) * (2 / count**2 * 512 / 8)
 
 
-def _geocross(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint) -> Tensor:
+def _geocross(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint, image: Tensor) -> Tensor:
     """Of the latents as they are optimised."""
     return geocross(_latent(point))
 
 
-def _geocross_styles(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint) -> Tensor:
+def _geocross_styles(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint, image: Tensor) -> Tensor:
     """Of the w that they stand for."""
     _latent(point)
     return geocross(generator.codes(point))
 
 
-def _latent_norm(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint) -> Tensor:
+def _latent_norm(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint, image: Tensor) -> Tensor:
     """``‖z‖²`` (CSGM, Bora et al., ICML 2017)."""
     return _latent(point).square().flatten(1).sum(dim=1)
 
 
-def _noise_regularity(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint) -> Tensor:
+def _latent_l1(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint, image: Tensor) -> Tensor:
+    """``‖z‖₁ / n``, the mean of the n absolute values: of wavelet coefficients, the Lasso's (Tibshirani 1996)."""
+    return _latent(point).abs().flatten(1).mean(dim=1)
+
+
+def _total_variation(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint, image: Tensor) -> Tensor:
+    """Mean over pixels and channels of the length of the image's gradient, by forward differences (isotropic total
+    variation; Rudin, Osher & Fatemi 1992)."""
+    down = F.pad(image.diff(dim=2), (0, 0, 0, 1))
+    right = F.pad(image.diff(dim=3), (0, 1))
+    return (down.square() + right.square() + _TINY).sqrt().flatten(1).mean(dim=1)
+
+
+def _noise_regularity(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint, image: Tensor) -> Tensor:
     """How much the noise maps resemble their own shifts: a signal, where there should be noise (StyleGAN2, Karras et
     al., CVPR 2020, appendix D): ``Σ mean(n · shift(n))²`` over both axes and a pyramid of each map down to 8×8."""
     maps = [tensor for name, tensor in point.tensors.items() if variable_of(name) == "noise"]
@@ -70,7 +84,7 @@ def _noise_regularity(generator: LayeredGenerator, point: LatentPoint, center: L
     return total
 
 
-def _deviation(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint) -> Tensor:
+def _deviation(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint, image: Tensor) -> Tensor:
     """``‖x - c‖₁ / ‖c‖₁`` of the activation and the RGB skip, summed: how far the point has left what the layers above
     can make, as a sparse additive deviation (DMILO)."""
     names = [name for name in ("activation", "rgb") if name in point.tensors]
@@ -88,10 +102,12 @@ def _latent(point: LatentPoint) -> Tensor:
     return point["latent"]
 
 
-PENALTIES: dict[str, Callable[[LayeredGenerator, LatentPoint, LatentPoint], Tensor]] = {
+PENALTIES: dict[str, Callable[[LayeredGenerator, LatentPoint, LatentPoint, Tensor], Tensor]] = {
     "geocross": _geocross,
     "geocross_styles": _geocross_styles,
     "latent_norm": _latent_norm,
+    "latent_l1": _latent_l1,
+    "total_variation": _total_variation,
     "noise_regularity": _noise_regularity,
     "deviation": _deviation,
 }

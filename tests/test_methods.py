@@ -1,0 +1,472 @@
+"""The methods are configurations of one engine: what each promises, by laws and against independent computations."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from pytorch_lightning import Callback
+from torch import Tensor, nn
+
+from ilo_lightning.generators.base import LatentPoint, variable_of
+from ilo_lightning.generators.sequential import SequentialGenerator
+from ilo_lightning.generators.stylegan2 import LARGER
+from ilo_lightning.losses import mean_squared_error
+from ilo_lightning.losses.penalties import PENALTIES, PenaltyError, geocross
+from ilo_lightning.operators import GaussianNoise, Inpainting, measure
+from ilo_lightning.optimizers import NormalizedDescent
+from ilo_lightning.randomness import generator_for
+from ilo_lightning.schedule import Method, ScheduleError
+from ilo_lightning.solve import check_method, solve
+from tests.networks import rngs, small_stylegan2
+from tests.test_solve import KEYS, problem
+
+CONF = Path(__file__).parents[1] / "conf" / "method"
+
+
+def method(name: str, **changes: Any) -> Method:
+    """A method as shipped, with some fields changed."""
+
+    def read(name: str) -> Any:
+        config = OmegaConf.load(CONF / f"{name}.yaml")
+        parents = [each for each in config.pop("defaults", []) if each != "_self_"]
+        return OmegaConf.merge(*map(read, parents), config) if parents else config
+
+    config = OmegaConf.to_container(OmegaConf.merge({"method": read(name)}), resolve=False)
+    assert isinstance(config, dict)
+    fields = config["method"]
+    fields.pop("_target_")
+    fields = {
+        key: None if isinstance(value, str) and value.startswith("${") else value for key, value in fields.items()
+    }
+    fields["radii"] = {key: fields["radius"] if str(v).startswith("${") else v for key, v in fields["radii"].items()}
+    return Method.from_config(**{**fields, **changes})
+
+
+SHORT = {
+    "csgm_mse": method("csgm_mse", steps=[6]),
+    "csgm_z": method("csgm_z", steps=[4], restarts=3),
+    "pulse": method("pulse", steps=[6]),
+    "projector": method("projector", steps=[6]),
+    "projector_w_plus": method("projector_w_plus", steps=[6]),
+    "three_phase": method("three_phase", steps=[3, 3, 3]),
+    "ilo_range": method(
+        "ilo_range", layers=[0, 1, 2], steps=[3, 3, 3], lr=0.1, radius=0.02, radii={"rgb": 0.02}, range_steps=3
+    ),
+    "ilo_original": method("ilo_original", layers=[0, 1, 2], steps=[3, 3, 3]),
+    "ilo_sparse": method("ilo_sparse", layers=[0, 1, 2], steps=[3, 3, 3], lr=0.1),
+    "langevin": method("langevin", steps=[3, 6], sigma=0.1, samples=3),
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_batch_equals_one_at_a_time(name: str):
+    """Whatever a method draws, penalises, constrains or restarts: images don't influence each other."""
+    generator, operator, measurement = problem()
+    together = solve(generator, operator, measurement, SHORT[name], KEYS)
+    for i, expected in enumerate(together.solutions):
+        alone = solve(generator, operator, measurement.select([i]), SHORT[name], [KEYS[i]])
+        solution = alone.solutions[0]
+        assert solution.point.space == expected.point.space and solution.point.layer == expected.point.layer
+        torch.testing.assert_close(solution.history, expected.history, rtol=1e-9, atol=1e-9)
+        for variable, tensor in expected.point.tensors.items():
+            torch.testing.assert_close(solution.point[variable], tensor, rtol=1e-8, atol=1e-8)
+        if together.posterior is not None and alone.posterior is not None:
+            torch.testing.assert_close(alone.posterior.std[0], together.posterior.std[i], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_what_is_claimed_is_what_the_saved_point_measures(name: str):
+    generator, operator, measurement = problem()
+    for i, solution in enumerate(solve(generator, operator, measurement, SHORT[name], KEYS).solutions):
+        fit = mean_squared_error(operator(generator(solution.point)), measurement.select([i])).item()
+        assert fit == pytest.approx(solution.info["data_fit"], rel=1e-9)
+
+
+# --- restarts -------------------------------------------------------------------------------------------------------
+
+
+def test_restarts_keep_the_best_of_what_separate_runs_find():
+    generator, operator, measurement = problem()
+    several, one = method("csgm", steps=[6], restarts=3), method("csgm", steps=[6])
+    for i, solution in enumerate(solve(generator, operator, measurement, several, KEYS, seed=5).solutions):
+        keys = [KEYS[i], f"{KEYS[i]}#1", f"{KEYS[i]}#2"]
+        runs = [solve(generator, operator, measurement.select([i]), one, [key], seed=5).solutions[0] for key in keys]
+        best = min(range(3), key=lambda n: runs[n].info["data_fit"])
+        assert solution.info["restart"] == best
+        assert solution.info["data_fit"] == pytest.approx(runs[best].info["data_fit"], rel=1e-9)
+        assert solution.info["evaluations"] == sum(run.info["evaluations"] for run in runs)
+        torch.testing.assert_close(solution.point["latent"], runs[best].point["latent"], rtol=1e-8, atol=1e-8)
+
+
+def test_ranked_by_the_loss_the_penalties_have_a_say():
+    """With a heavy penalty on the norm the iterate of the lowest loss isn't that of the lowest data fit."""
+    generator, operator, measurement = problem(images=1)
+    fields: dict[str, Any] = {"steps": [25], "restarts": 1, "penalties": {"latent_norm": 0.2}}
+    norms = {}
+    for rank in ("loss", "data_fit"):
+        solution = solve(generator, operator, measurement, method("csgm_z", rank=rank, **fields), ["a"]).solutions[0]
+        fit = mean_squared_error(operator(generator(solution.point)), measurement).item()
+        norms[rank] = (fit + 0.2 * solution.point["latent"].square().sum().item(), fit)
+    assert norms["loss"][0] < norms["data_fit"][0]
+    assert norms["data_fit"][1] < norms["loss"][1]
+
+
+# --- penalties ------------------------------------------------------------------------------------------------------
+
+
+def test_geocross_of_random_directions_is_149():
+    codes = torch.randn(64, 18, 512, dtype=torch.float64, generator=rngs(0)[0])
+    assert geocross(codes).mean().item() == pytest.approx(149, rel=0.01)
+
+
+def test_geocross_is_the_mean_over_all_pairs_and_smooth_where_codes_agree():
+    codes = torch.randn(2, 5, 7, dtype=torch.float64, generator=rngs(1)[0])
+    for image in range(2):
+        total = 0.0
+        for x in codes[image].numpy():
+            for y in codes[image].numpy():
+                total += (2 * math.atan2(np.linalg.norm(x - y), np.linalg.norm(x + y))) ** 2
+        assert geocross(codes)[image].item() == pytest.approx(total / 25 * 64, rel=1e-6)
+    same = codes[:, :1].expand(-1, 5, -1).clone().requires_grad_()
+    value = geocross(same)
+    assert (value < 1e-4).all()
+    value.sum().backward()
+    assert same.grad is not None and same.grad.isfinite().all()
+    with pytest.raises(PenaltyError, match="only one"):
+        geocross(codes[:, :1])
+
+
+def test_noise_regularity_against_loops():
+    generator = small_stylegan2(32)
+    point = generator.sample(rngs(0, 1))
+    for image in range(2):
+        total = 0.0
+        for index in range(generator.num_noise_maps):
+            level = point[f"noise_{index}"][image, 0].numpy()
+            while True:
+                side = len(level)
+                total += np.mean([level[i, j] * level[i - 1, j] for i in range(side) for j in range(side)]) ** 2
+                total += np.mean([level[i, j] * level[i, j - 1] for i in range(side) for j in range(side)]) ** 2
+                if side <= 8:
+                    break
+                level = 2 * level.reshape(side // 2, 2, side // 2, 2).mean(axis=(1, 3))
+        found = PENALTIES["noise_regularity"](generator, point, point, generator(point))[image].item()
+        assert found == pytest.approx(total, rel=1e-9)
+
+
+def test_every_penalty_has_the_gradient_of_its_value():
+    generator = small_stylegan2(16)
+    point = generator.advance(generator.sample(rngs(0)), 1)
+    center = generator.advance(generator.sample(rngs(9)), 1)
+    names = [name for name in point.tensors if variable_of(name) != "noise" or name in ("noise_1", "noise_2")]
+    for name, penalty in PENALTIES.items():
+
+        def value(*tensors: Tensor, penalty=penalty) -> Tensor:
+            changed = point.update(dict(zip(names, tensors, strict=True)))
+            return penalty(generator, changed, center, generator(changed))
+
+        inputs = [point[each].detach().clone().requires_grad_() for each in names]
+        assert torch.autograd.gradcheck(value, inputs, eps=1e-7, atol=1e-5), name
+
+
+def test_a_heavier_penalty_on_the_deviation_leaves_less_of_it():
+    generator, operator, measurement = problem()
+    deviations = []
+    for weight in (0.0, 0.01, 1.0):
+        shipped = method(
+            "ilo_sparse", layers=[0, 1], steps=[10, 30], lr=0.05, keep="last", penalties={"deviation": weight}
+        )
+        seen: list[Tensor] = []
+
+        class Look(Callback):
+            def on_train_end(self, trainer, problem, seen=seen):
+                seen.append(PENALTIES["deviation"](generator, problem.point, problem.center, problem.point["rgb"]))
+
+        solve(generator, operator, measurement, shipped, KEYS, callbacks=[Look()])
+        deviations.append(seen[0])
+    assert (deviations[1] < deviations[0]).all() and (deviations[2] < deviations[1]).all()
+
+
+# --- PULSE ----------------------------------------------------------------------------------------------------------
+
+
+def test_pulse_says_whether_it_found_an_image_within_eps():
+    generator, operator, measurement = problem()
+    for floor, found in ((1e-9, False), (1e9, True)):
+        shipped = method("pulse", steps=[4], floor=floor)
+        assert [s.info["found"] for s in solve(generator, operator, measurement, shipped, KEYS).solutions] == [
+            found
+        ] * 3
+    assert "found" not in solve(generator, operator, measurement, SHORT["csgm_mse"], KEYS).solutions[0].info
+
+
+def test_below_the_floor_only_the_penalties_move_the_point():
+    """The floor is part of the loss: with it above every data fit, and no penalty, nothing moves."""
+    generator, operator, measurement = problem()
+    still = method("pulse", steps=[4], floor=1e9, penalties={}, keep="last")
+    first = method("pulse", steps=[1], floor=1e9, penalties={}, keep="last")
+    a, b = (solve(generator, operator, measurement, each, KEYS).solutions for each in (still, first))
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x.point["latent"], y.point["latent"], rtol=1e-12, atol=1e-12)
+    moved = solve(generator, operator, measurement, method("pulse", steps=[4], floor=1e9, keep="last"), KEYS).solutions
+    for x, y in zip(moved, b, strict=True):
+        before, after = (geocross(generator.codes(each.point)) for each in (y, x))
+        assert (after < before).all()
+
+
+# --- StyleGAN2's projector -----------------------------------------------------------------------------------------
+
+
+def test_the_projector_begins_at_the_mean_and_keeps_its_last_point_with_noise_maps_of_unit_variance():
+    generator, operator, measurement = problem()
+    shipped, firsts = SHORT["projector"], []
+
+    class Look(Callback):
+        def on_train_start(self, trainer, problem):
+            firsts.append(problem.point.detach())
+
+        def on_train_end(self, trainer, problem):
+            firsts.append(problem.point.detach())
+
+    result = solve(generator, operator, measurement, shipped, KEYS, callbacks=[Look()])
+    start, end = firsts
+    assert torch.equal(start["latent"], generator.w_mean.expand(3, 1, -1))
+    for i, solution in enumerate(result.solutions):
+        assert torch.equal(solution.point["latent"], end["latent"][i : i + 1])
+        for name, tensor in solution.point.tensors.items():
+            if variable_of(name) == "noise":
+                assert tensor.mean().abs() < 1e-9
+                assert tensor.square().mean().item() == pytest.approx(1, abs=1e-9)
+
+
+def test_the_jitter_fades_and_is_the_image_s_own():
+    """What the projector evaluates at a step is its code plus noise of the published size, drawn for image and step."""
+    generator, operator, measurement = problem()
+    stage = SHORT["projector"].schedule[0]
+    sizes = [stage.jitter_at(step) for step in range(stage.steps)]
+    assert sizes == [0.05 * max(0, 1 - (step + 0.5) / 6 / 0.75) ** 2 for step in range(6)]
+    assert sizes[-1] == 0 < sizes[0]
+    shown: list[Tensor] = []
+
+    original = generator.forward
+    generator.forward = lambda point: (shown.append(point["latent"].detach().clone()), original(point))[1]  # type: ignore[method-assign]
+    try:
+        solve(generator, operator, measurement, SHORT["projector"], KEYS, seed=2)
+    finally:
+        del generator.forward
+    noise = torch.stack(
+        [torch.randn(1, 8, generator=generator_for(2, key, "jitter", 0, 0), dtype=torch.float64) for key in KEYS]
+    )
+    expected = generator.w_mean + sizes[0] * generator.w_std * noise
+    torch.testing.assert_close(shown[0], expected, rtol=1e-6, atol=1e-6)
+
+
+# --- spaces and steps -----------------------------------------------------------------------------------------------
+
+
+def test_a_code_means_the_same_image_in_a_larger_space():
+    generator = small_stylegan2()
+    for space in generator.spaces:
+        point = generator.sample(rngs(0, 1), space)
+        for larger in generator.spaces:
+            if larger != space and larger not in LARGER[space]:
+                with pytest.raises(ValueError, match="can't be written"):
+                    generator.convert(point, larger)
+                continue
+            other = generator.convert(point, larger)
+            torch.testing.assert_close(generator(other), generator(point), rtol=1e-10, atol=1e-10)
+            deep, also = generator.advance(point, 1), generator.advance(other, 1)
+            torch.testing.assert_close(generator(also), generator(deep), rtol=1e-10, atol=1e-10)
+
+
+def test_the_mean_of_a_space_is_what_samples_average_to():
+    generator = small_stylegan2()
+    for space in ("w", "w_plus"):
+        samples = generator.sample([torch.Generator().manual_seed(i) for i in range(600)], space)["latent"]
+        mean = generator.mean(generator.sample(rngs(0), space))["latent"]
+        spread = (samples - mean).square().sum(-1).mean().sqrt().item()
+        assert (samples.mean(dim=0) - mean[0]).norm(dim=-1).max().item() < 4 * spread / math.sqrt(600)
+        assert spread == pytest.approx(generator.spread(space), rel=0.1)
+
+
+def test_steps_of_a_given_length():
+    x = nn.Parameter(torch.randn(4, 3, 5, dtype=torch.float64, generator=rngs(0)[0]))
+    before = x.detach().clone()
+    optimizer = NormalizedDescent([x], 0.3)
+    gradient = (
+        torch.randn(x.shape, dtype=torch.float64, generator=rngs(1)[0])
+        * torch.tensor([1e-9, 1, 1e9, 0.0])[:, None, None]
+    )
+    x.grad = gradient.clone()
+    optimizer.step()
+    moved = before - x.detach()
+    lengths = moved.flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.tensor([0.3, 0.3, 0.3, 0.0], dtype=torch.float64))
+    directions = gradient[:3] / gradient[:3].flatten(1).norm(dim=1)[:, None, None]
+    torch.testing.assert_close(moved[:3], 0.3 * directions)
+
+
+def test_free_variables_by_a_code_of_letters():
+    coded = method("ilo", layers=[0, 1, 2], steps=[1, 1, 1], lr=0.1, free=["l", "lg", "nlgr"], noise_lookahead=3)
+    assert [stage.free for stage in coded.schedule.stages] == [
+        ("latent",),
+        ("latent", "activation"),
+        ("noise", "latent", "activation", "rgb"),
+    ]
+    assert [stage.noise_maps for stage in coded.schedule.stages] == [3, 5, 7]
+    words = method("ilo", layers=[0, 1], steps=[1, 1], lr=0.1, free="lgr")
+    assert {stage.free for stage in words.schedule.stages} == {("latent", "activation", "rgb")}
+    for wrong in ("lx", "", ["l", "g", "n"], [1]):
+        with pytest.raises(ScheduleError, match=r"method\.free"):
+            method("ilo", layers=[0, 1], steps=[1, 1], lr=0.1, free=wrong)
+
+
+def test_the_original_drops_the_skip_and_jumps():
+    """And ours doesn't: the first image of a stage is the last of the one before."""
+    generator, operator, measurement = problem()
+    firsts: dict[str, list[Tensor]] = {}
+    for name in ("ilo", "ilo_original"):
+
+        class Look(Callback):
+            def on_train_batch_start(self, trainer, problem, batch, batch_idx, name=name):
+                if batch_idx == 0:
+                    firsts.setdefault(name, []).append(generator(problem.point).detach())
+
+        shipped = method(name, layers=[0, 1], steps=[3, 3], lr=0.05, radius=None, radii={})
+        strip = solve(generator, operator, measurement, shipped, KEYS, callbacks=[Look()]).strip
+        jump = (firsts[name][1] - strip[0]).flatten(1).norm(dim=1) / strip[0].flatten(1).norm(dim=1)
+        assert (jump < 1e-9).all() if name == "ilo" else (jump > 0.01).all()
+
+
+# --- centre: the range of the layers above -------------------------------------------------------------------------
+
+
+def test_the_centre_lies_in_the_range_and_nearer_than_the_last_code():
+    """ILO, Algorithm 1, lines 5-6."""
+    generator, operator, measurement = problem()
+    shipped = method(
+        "ilo_range", layers=[0, 1, 1], steps=[4, 6, 3], lr=0.1, radius=0.05, radii={"rgb": 0.05}, range_steps=60
+    )
+    seen: list[tuple[LatentPoint, LatentPoint, LatentPoint]] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, problem, *args):
+            if problem.stage_index == 2:
+                for name in ("activation", "rgb"):
+                    tensor, center = problem.variables[name], problem.center[name]
+                    radius = 0.05 * center.flatten(1).abs().sum(1)
+                    assert ((tensor - center).flatten(1).abs().sum(1) <= radius * (1 + 1e-9)).all()
+
+        def on_train_epoch_start(self, trainer, problem):
+            seen.append((problem._origin.detach(), problem.parent.detach(), problem.center.detach()))
+
+    solve(generator, operator, measurement, shipped, KEYS, callbacks=[Look()])
+    (_, code, _), (origin, solution, center) = seen[1], seen[2]
+    assert origin.layer == 0
+    made = generator.advance(origin, 1)
+    torch.testing.assert_close(made["activation"], center["activation"])
+    torch.testing.assert_close(made["rgb"], center["rgb"])
+
+    def distance(point: LatentPoint) -> Tensor:
+        parts = [(point[n] - solution[n]).flatten(1).square().sum(1) / solution[n].flatten(1).square().sum(1)
+                 for n in ("activation", "rgb")]  # fmt: skip
+        return torch.stack(parts).sum(0)
+
+    assert (distance(center) < distance(generator.advance(code, 1))).all()
+
+
+# --- Langevin -------------------------------------------------------------------------------------------------------
+
+
+def test_langevin_samples_the_posterior_of_a_linear_gaussian_problem():
+    """z ~ N(0, I), y = W z + noise: mean and covariance of z given y are known. A hundred chains run side by side."""
+    torch.manual_seed(0)
+    linear = nn.Linear(3, 3 * 4 * 4, bias=False)
+    generator = (
+        SequentialGenerator([nn.Sequential(linear, nn.Unflatten(1, (3, 4, 4)))], [3]).double().requires_grad_(False)
+    )
+    operator = Inpainting(generator.image_shape, fraction=0.5)
+    truth = generator(LatentPoint(0, {"latent": torch.tensor([[0.5, -1.0, 1.5]], dtype=torch.float64)}, "z"))
+    sigma, chains = 0.4, 100
+    measurement = measure(operator, GaussianNoise(sigma), truth, rngs(3))
+    w = linear.weight.double() * measurement.weight.expand_as(truth).flatten()[:, None]
+    covariance = torch.linalg.inv(torch.eye(3, dtype=torch.float64) + w.T @ w / sigma**2)
+    mean = covariance @ w.T @ measurement.y.flatten() / sigma**2
+    shipped = method("langevin", steps=[30, 800], lr=[0.1, 0.005], sigma=sigma, samples=40, burn_in=0.5)
+    ends: list[Tensor] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, problem, outputs, batch, batch_idx):
+            if problem.stage_index == 1 and batch_idx in shipped.sample_steps():
+                ends.append(problem.variables["latent"].detach().clone().flatten(1))
+
+    many = measurement.select([0] * chains)
+    result = solve(generator, operator, many, shipped, [f"chain {i}" for i in range(chains)], callbacks=[Look()])
+    assert len(ends) == 40
+    samples = torch.cat(ends)
+    spread = covariance.diagonal().sqrt()
+    assert ((samples.mean(0) - mean).abs() < 0.15 * spread).all()
+    found = torch.cov(samples.T)
+    assert (found.diagonal().sqrt() / spread - 1).abs().max() < 0.1
+    assert (found - covariance).norm() < 0.15 * covariance.norm()
+    # The statistics of the pictures are those of the samples: of one chain, their mean and standard deviation.
+    pictures = torch.stack([generator(LatentPoint(0, {"latent": end[:1]}, "z"))[0] for end in ends])
+    assert result.posterior is not None and result.posterior.count == 40
+    torch.testing.assert_close(result.posterior.mean[0], pictures.mean(0))
+    torch.testing.assert_close(result.posterior.std[0], pictures.std(0))
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("csgm", {"restarts": 0}, r"method\.restarts=0"),
+        ("csgm", {"restarts": 2, "start": "mean"}, r"method\.restarts=2.*all starts are the same"),
+        ("csgm", {"keep": "all"}, r"method\.keep=all: expected one of best, last, samples"),
+        ("csgm", {"penalties": {"geocros": 1}}, r"method\.penalties=geocros: expected one of geocross"),
+        ("csgm", {"penalties": {"geocross": -1}}, r"method\.penalties\.geocross=-1"),
+        ("csgm", {"noise_maps": 1, "noise_lookahead": 5}, r"both given"),
+        ("langevin", {"sigma": 0.0}, r"method\.sigma=0\.0: samples of the posterior need noise"),
+        ("langevin", {"sigma": 0.1, "samples": 200}, r"method\.samples=200: expected 1 to 100"),
+        ("langevin", {"sigma": 0.1, "restarts": 2}, r"method\.restarts=2: samples aren't ranked"),
+        ("csgm", {"floor": -1}, r"method\.floor=-1"),
+        ("csgm", {"ramp": "steep"}, r"method\.ramp=steep"),
+    ],
+)
+def test_what_can_t_be_run_is_refused(name: str, changes: dict[str, Any], message: str):
+    with pytest.raises(ScheduleError, match=message):
+        method(name, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("projector", {}, r"method\.space=w: SequentialGenerator has z"),
+        ("csgm", {"penalties": {"geocross": 1}}, r"method\.penalties\.geocross at layer 0: .*only one"),
+        ("csgm", {"penalties": {"noise_regularity": 1}}, r"no noise maps"),
+        (
+            "csgm",
+            {"layers": [0, 0], "steps": [1, 1], "lr": 0.1, "space": ["z", "styles"]},
+            r"can't be written in space 'styles'",
+        ),
+    ],
+)
+def test_a_generator_without_the_space_is_refused(name: str, changes: dict[str, Any], message: str):
+    generator = SequentialGenerator([nn.Sequential(nn.Linear(3, 48), nn.Unflatten(1, (3, 4, 4)))], [3])
+    with pytest.raises(ScheduleError, match=message):
+        check_method(method(name, **changes), generator)
+
+
+def test_spaces_can_t_become_smaller():
+    generator = small_stylegan2()
+    smaller = method("three_phase", space=["w_plus", "w", "w"], free=["latent"])
+    with pytest.raises(ScheduleError, match=r"method\.space=.*can't be written in space 'w'"):
+        check_method(smaller, generator)
