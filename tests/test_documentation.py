@@ -190,7 +190,8 @@ def shortened(arguments: list[str]) -> list[str]:
     if asks or arguments[0] not in ("solve", "measure"):
         return arguments
     baseline = any(word.startswith(("experiment=", "method@baseline=")) for word in arguments)
-    return [*arguments, *SHORT, *(["baseline.steps=1"] if baseline else [])]
+    samples = ["method.samples=1", "method.burn_in=0"] if "method=langevin" in arguments else []
+    return [*arguments, *SHORT, *samples, *(["baseline.steps=1"] if baseline else [])]
 
 
 @pytest.mark.slow

@@ -303,3 +303,24 @@ def test_a_run_goes_on_packed_or_not(checkpoint: Path, pictures: Path, tmp_path:
         assert score([str(run), "--truth", str(pictures)]) == 0
         scored = [json.loads(line)["image"] for line in (run / "scores.jsonl").read_text().splitlines()]
         assert set(scored) == {row["image"] for row in rows}
+
+
+def test_a_run_that_samples_shows_mean_and_deviation(checkpoint: Path, pictures: Path, tmp_path: Path):
+    """Also as a baseline, and next to a method that says whether it found anything."""
+    shipped = ["task=denoising", "method=pulse", "method.steps=[3]", "method.layers=[0]", "method.lr=[0.4]"]
+    samples = ["method@baseline=langevin", "baseline.steps=[4,6]", "baseline.samples=3", "baseline.burn_in=0"]
+    assert main([*arguments(checkpoint, pictures, tmp_path), *shipped, *samples]) == 0
+    for row in rows_of(tmp_path):
+        assert row["found"] in (True, False) and "found" not in row["baseline"]
+        posterior = row["baseline"]["posterior"]
+        assert posterior["samples"] == 3 and posterior["mean_std"] > 0
+        folder = tmp_path / row["folder"]
+        mean = torch.from_numpy(np.array(Image.open(folder / "posterior-mean-langevin.png"))).permute(2, 0, 1)
+        truth = torch.from_numpy(np.array(Image.open(folder / "truth.png"))).permute(2, 0, 1)
+        found = metrics.psnr(mean[None] / 127.5 - 1, truth[None] / 127.5 - 1).item()
+        assert posterior["metrics_of_mean"]["psnr"] == pytest.approx(found, abs=0.05)  # pictures are rounded
+        last = max(folder.glob("sample-*-langevin.png"))
+        shown = folder / "reconstruction-langevin.png"
+        difference = np.array(Image.open(last)).astype(int) - np.array(Image.open(shown)).astype(int)
+        assert last.name == "sample-2-langevin.png" and np.abs(difference).max() <= 1
+        assert (folder / "posterior-std-langevin.png").is_file()

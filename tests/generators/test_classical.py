@@ -54,8 +54,8 @@ def _noisy() -> tuple[Denoising, Measurement]:
 
 
 def test_the_lasso_s_solution_is_soft_thresholding():
-    """With an orthonormal basis and A = I the minimiser of ``mean (x - y)² + λ mean |Wx|`` is known: each coefficient of
-    y, shrunk by λ/2."""
+    """With an orthonormal basis and A = I the minimiser of ``mean (x - y)² + λ mean |Wx|`` is known: each coefficient
+    of y, shrunk by λ/2."""
     operator, measurement = _noisy()
     wavelets, weight = Wavelets((1, 16, 16)).double(), 0.5
     lasso = method("lasso", penalties={"latent_l1": weight}, steps=[1500], lr=[0.02])
