@@ -63,7 +63,7 @@ def main() -> None:
             *arguments.override,
         )
         assert setting.baseline is not None
-        budgets = {method.name: method.schedule.steps for method in setting.methods}
+        budgets = {method.name: method.evaluations for method in setting.methods}
         if len(set(budgets.values())) != 1:
             raise SystemExit(f"unequal numbers of evaluations: {budgets}")
         ilo, csgm = psnr(setting, setting.method), psnr(setting, setting.baseline)
