@@ -61,8 +61,7 @@ def run_job(config: DictConfig, folder: str | Path) -> int:
         prepare()
         with listen() as stop:
             code = _run_job(config, folder, overrides, stop)
-        stop.pass_on()
-        return code
+        return stop.pass_on(code)
 
 
 def _run_job(config: DictConfig, folder: Path, overrides: Sequence[str], stop: StopRequest) -> int:
