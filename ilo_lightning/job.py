@@ -253,7 +253,7 @@ def report(setting: Setting, rows: list[dict[str, Any]], folder: Path) -> None:
     if good:
         print_scores(setting.task_name, [outcome for row in good for outcome in _outcomes(row)])
     reasons = [str(row.get("error", row.get("fault"))) for row in rows]
-    if any(reason.startswith(("broken off", "can't be written", "can't be shown")) for reason in reasons):
+    if any(reason.startswith(("broken off", "can't be")) for reason in reasons):
         print(f"run the same command with hydra.run.dir={folder} to go on", file=sys.stderr)
     print(f"results: {folder / 'results.jsonl'}")
     if good and setting.pack:

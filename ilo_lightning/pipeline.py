@@ -29,7 +29,7 @@ from . import identity
 from .callbacks import ResumeCheckpoint
 from .callbacks.progress import Display
 from .data.images import DataError
-from .files import pack, write_atomically
+from .files import WriteError, pack, write_atomically
 from .interrupt import StopRequest
 from .loggers import RunLog
 from .observations import Observation, Observations, observe
@@ -101,7 +101,9 @@ def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopReq
                 for leftover in (*batch.parent.glob(f"{batch.name}-*.ckpt"), faulty, Path(f"{batch}-error.txt")):
                     leftover.unlink(missing_ok=True)
         except OSError as error:  # a full disk, say: what is there stays, and the next call takes up this batch again
-            found = [{"index": member, "error": f"can't be written: {error}"} for member in members]
+            written = isinstance(error, WriteError)
+            problem = f"can't be written: {error}" if written else f"broken off: {one_line(error)}"
+            found = [{"index": member, "error": problem} for member in members]
             unwritten[index] = found
         log.batch(found)
         rows += found
@@ -228,6 +230,7 @@ def _run_batch(
     """A row per image, and whether the batch was worked through: if something broke it off, the next call goes on."""
     rows: dict[int, Row] = {}
     known: dict[int, Observation] = {}
+    complete = True
     for member in members:
         stop.check()
         try:
@@ -236,17 +239,20 @@ def _run_batch(
             rows[member] = {"index": member, "error": str(error)}
         except Exception as error:  # whatever a user's own operator raises
             rows[member] = {"index": member, "error": f"can't be measured ({one_line(error)})"}
+            complete = False
     if not known:
         display.step("no readable image", setting.steps_per_batch, None)
-        return [rows[member] for member in members], True
+        return [rows[member] for member in members], complete
     measurement = observe(list(known.values()))
     digests = [observation.digest for observation in known.values()]
+    # A checkpoint is of so many images; the next call may be able to measure those that are missing.
+    part = "" if len(known) == len(members) else f"-{identity.identity({'batch': digests})[:8]}"
     runs: dict[str, Reconstruction] = {}
     fault: str | None = None
     for method in setting.methods:
         stop.check()
         display.begin(f"batch {index + 1}/{len(setting.batches)}  {method.name}")
-        name = f"{index:04d}-{method.name}"
+        name = f"{index:04d}-{method.name}{part}"
         try:
             runs[method.name] = solve(
                 setting.generator,
@@ -277,7 +283,7 @@ def _run_batch(
                 runs[method.name] = error.reconstruction
         if fault is not None:
             gc.collect()  # the traceback's frames, in cycles with it, hold the tensors of the step that was broken off
-    complete = fault is None
+    complete = complete and fault is None
     with tempfile.TemporaryDirectory() if setting.pack else nullcontext(folder) as base:
         for place, (member, observation) in enumerate(known.items()):
             if setting.method.name not in runs:
@@ -287,7 +293,7 @@ def _run_batch(
             try:
                 target = Path(base, "images", observation.name)
                 row = write_image(setting, target, member, observation, runs, place, log)
-            except OSError:
+            except WriteError:
                 raise
             except Exception as error:  # whatever a user's own operator or generator raises: the point itself is saved
                 _note(error, folder, index)
