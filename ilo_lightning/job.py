@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from . import identity
 from .callbacks.progress import display
 from .data.images import load_images
 from .exit_codes import DONE, REFUSED, SOME_FAILED
@@ -40,8 +41,6 @@ from .sweeps.shard import Shard
 # ScheduleError, DataError, CheckpointError, RehearsalError and RunError are ValueErrors.
 REFUSALS = (ValueError, OSError, OmegaConfBaseException)
 SECTIONS = ("task", "generator", "method", "data", "trainer", "logger")
-NOT_COMPUTED = ("trainer", "logger", "checkpoint_every_seconds", "force", "pack", "ops")
-"""Sections of the configuration that change how a run is done, and not what is computed."""
 
 T = TypeVar("T")
 
@@ -181,7 +180,7 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
     baseline = config.get("baseline")
     operator, observations = build_observations(config, generator)
     return Setting(
-        config={name: value for name, value in values.items() if name not in NOT_COMPUTED},
+        config=identity.without(values, (*identity.PLACEMENT, "trainer")),  # its precision is a part of its own
         generator=generator,
         operator=operator,
         method=instantiate(config.method, "method", Method),

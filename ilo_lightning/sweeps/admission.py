@@ -10,7 +10,8 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .plan import is_below, key_of
+from ..identity import is_below
+from .plan import key_of
 
 
 class SweepError(ValueError):

@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_atomically
-from ..identity import identity
+from ..identity import PLACEMENT, identity, is_below, without
 
-NEUTRAL = ("hydra", "logger", "trainer.accelerator", "force", "data.shard", "checkpoint_every_seconds", "pack")
-"""Entries (with all below them) that change how a point is computed, and not what: its folder stays the same."""
-UNNAMED = (*NEUTRAL, "trainer")
+UNNAMED = (*PLACEMENT, "trainer")
 """Overrides that are not in the name of its folder; a trainer's precision is in the hash."""
 MAX_NAME = 120
 
@@ -82,23 +80,9 @@ def read_plans(sweep: Path) -> list[Plan]:
     return plans
 
 
-def is_below(key: str, names: Sequence[str]) -> bool:
-    """Whether a dotted key is one of ``names``, or below one."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
 def key_of(override: str) -> str:
     """The dotted key that an override sets."""
     return override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
-
-
-def without_neutral(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration without its ``NEUTRAL`` entries."""
-    kept = {}
-    for key, value in tree.items():
-        if not is_below(f"{prefix}{key}", NEUTRAL):
-            kept[key] = without_neutral(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-    return kept
 
 
 def shard_of(overrides: Sequence[str]) -> str | None:
@@ -139,7 +123,7 @@ def digest_of(base: Mapping[str, Any], values: Mapping[str, Any]) -> str:
             place[last] = value
         else:  # an entry of a list, say
             tree[f"{key}="] = value
-    return identity(without_neutral(tree))[:12]
+    return identity(without(tree, PLACEMENT))[:12]
 
 
 def folder_of(digest: str, overrides: Sequence[str], swept: Collection[str], known: Mapping[str, str]) -> str:

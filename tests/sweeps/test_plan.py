@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
+from ilo_lightning.identity import identity
+from ilo_lightning.job import build
+from ilo_lightning.pipeline import parts_of
 from ilo_lightning.sweeps.plan import (
     Plan,
     Point,
@@ -43,6 +49,30 @@ BASE = {
 )
 def test_what_computes_the_same_has_the_same_digest(values: dict):
     assert digest_of(BASE, values) == digest_of(BASE, {})
+
+
+PLACED = {
+    "logger": "csv", "ops.impl": "torch", "checkpoint_every_seconds": 5, "pack": True, "data.shard": "1/2",
+    "trainer": "auto", "+trainer.benchmark": True,
+}  # fmt: skip
+CHANGED = {
+    "seed": 1, "method.radius": 0.3, "task": "inpainting", "trainer.precision": "bf16-mixed", "task.noise.sigma": 0.3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [*PLACED.items(), *CHANGED.items()])
+def test_a_point_s_folder_and_its_identity_know_the_same(key: str, value: object, checkpoint: Path, pictures: Path):
+    """What changes one changes the other; else a point would have two folders, or a folder two points."""
+    common = ["generator=stylegan2", f"generator.checkpoint={checkpoint}", f"data.path={pictures}", "task=denoising",
+              "trainer=cpu", "method.layers=[0]", "method.steps=[2]", "method.lr=[0.1]"]  # fmt: skip
+    folders, identities = set(), set()
+    for overrides in (common, [*common, f"{key}={value}"]):
+        with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
+            config = compose("config", overrides)
+        tree: Any = OmegaConf.to_container(config)
+        folders.add(digest_of(tree, {}))
+        identities.add(identity(parts_of(build(config))))
+    assert len(folders) == len(identities) == (1 if key in PLACED else 2)
 
 
 def test_what_computes_something_else_has_another():
