@@ -17,7 +17,9 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -40,6 +42,9 @@ from .solve import Reconstruction, SolveError, solve
 from .sweeps.point import Busy, working
 from .sweeps.shard import Shard
 from .sweeps.status import RESULTS
+
+SUPERSEDED = "superseded"
+"""Below a run's folder ``wandb``: logs of earlier results, not known to be uploaded when they were done anew."""
 
 
 def run(
@@ -171,8 +176,9 @@ def claim(setting: Setting, parts: Mapping[str, Any], folder: Path, others: bool
     if setting.force is not None and (found or {}).get("force") != setting.force:
         if others:
             raise RunError(f"force: other processes work in {folder}; stop them first")
-        for name in ("batches", "images", "logs", "wandb"):
+        for name in ("batches", "images", "logs"):
             shutil.rmtree(folder / name, ignore_errors=True)
+        _set_aside(folder / "wandb")
         for path in (folder / RESULTS, record, folder / "config.yaml", *folder.glob("status*.json")):
             path.unlink(missing_ok=True)
         found = None
@@ -196,6 +202,22 @@ def claim(setting: Setting, parts: Mapping[str, Any], folder: Path, others: bool
     write_atomically(folder / "config.yaml", setting.yaml)
     content = {"identity": identity.identity(parts), "parts": parts, "force": setting.force}
     write_atomically(record, json.dumps(content, indent=1))
+
+
+def _set_aside(logs: Path) -> None:
+    """Keep the W&B logs that may not be uploaded yet, where the command that uploads the new ones doesn't find them."""
+    for path in logs.glob("*"):
+        if path.name == SUPERSEDED:
+            continue
+        if path.name.startswith(("offline-run-", "run-")) and not any(path.glob("*.wandb.synced")):
+            target = logs / SUPERSEDED / f"{path.name}-{time.time_ns()}"
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
+            print(f"W&B: the log of results that are done anew is kept as {target}", file=sys.stderr)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _recorded(record: Path) -> dict[str, Any] | None:
