@@ -248,9 +248,13 @@ def test_a_half_deleted_sweep(
 def test_a_sweep_without_its_plan(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
     assert main(sweep(checkpoint, pictures, f"hydra.sweep.dir={tmp_path}", "method.radius=-1,0.1")) == 3
     for path in tmp_path.glob("plan-*.json"):
-        path.unlink()
-    code, said = status(tmp_path, capsys)
-    assert code == 3 and "2 points: 1 done, 1 failed" in said and "no plan-*.json" in said
+        path.write_text(path.read_text().replace("1/1", "one"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        cli(["status", str(tmp_path)])
+    told = capsys.readouterr()
+    assert exit.value.code == 3 and "2 points: 1 done, 1 failed" in told.out and "no plan-*.json" in told.out
+    assert ".json: damaged; which points were planned in it can't be told\n" in told.err
 
 
 def test_status_of_what_is_no_sweep(tmp_path: Path, capsys):

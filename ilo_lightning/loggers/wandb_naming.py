@@ -63,9 +63,12 @@ def read_record(path: Path) -> dict[str, Any]:
     """What a run's log left of itself; nothing where there is none, or it is damaged."""
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError):
+        kinds = {"method": str, "swept": dict, "strips": list, "metrics": list, "finished": bool}
+        names = all(isinstance(record[name], str | None) for name in ("group", "project", "entity"))
+        whole = names and all(isinstance(record[name], kind) for name, kind in kinds.items())
+        return record if whole and all(isinstance(value, int | float) for value in record["swept"].values()) else {}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return record if isinstance(record, dict) else {}
 
 
 UNNAMED = (*PLACEMENT, "trainer", "experiment", "generator.checkpoint", "data.path", "data.batch_size")

@@ -162,7 +162,7 @@ class WandbLog(RunLog):
         record = {
             "id": self.run_id,
             "project": self.project,
-            "entity": self.entity,
+            "entity": self.entity or (self._run.entity if self._run is not None and self.mode == "online" else None),
             "group": self.group,
             "mode": self.mode,
             "method": self.info.method,

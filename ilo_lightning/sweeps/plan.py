@@ -17,6 +17,7 @@ from typing import Any
 
 from ..files import write_atomically
 from ..identity import PLACEMENT, identity, is_below, without
+from .shard import Shard
 
 UNNAMED = (*PLACEMENT, "trainer")
 """Overrides that are not in the name of its folder; a trainer's precision is in the hash."""
@@ -67,17 +68,30 @@ class Plan:
         write_atomically(sweep / name, json.dumps(content, indent=1) + "\n")
 
 
-def read_plans(sweep: Path) -> list[Plan]:
-    """The plans of a sweep, in the order in which they were last begun; what can't be read is left out."""
+def read_plans(sweep: Path, damaged: list[Path] | None = None) -> list[Plan]:
+    """The plans of a sweep, in the order in which they were last begun; what can't be read is left out, and added to
+    ``damaged``."""
     plans = []
     for path in sorted(sweep.glob("plan-*.json"), key=lambda path: path.stat().st_mtime):
         try:
-            content = json.loads(path.read_text())
-            points = [Point(**point) for point in content["points"]]
-            plans.append(Plan(content["command"], content["directory"], points))
+            plans.append(_parse(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError):
-            continue
+            if damaged is not None:
+                damaged.append(path)
     return plans
+
+
+def _parse(text: str) -> Plan:
+    """Raises ValueError, KeyError or TypeError for what is no plan."""
+    content = json.loads(text)
+    plan = Plan(content["command"], content["directory"], [Point(**point) for point in content["points"]])
+    for point in plan.points:
+        Shard.parse(point.shard)
+    words = [plan.directory, *plan.command]
+    words += [word for point in plan.points for word in (point.folder, *point.overrides)]
+    if not all(isinstance(word, str) for word in words):
+        raise ValueError("not a plan")
+    return plan
 
 
 def key_of(override: str) -> str:

@@ -111,8 +111,13 @@ def test_plans_are_kept_side_by_side(tmp_path: Path):
              Plan(["seed=2"], "/there", [Point("c", "1/1", ("seed=2",))])]  # fmt: skip
     for plan in (*plans, plans[0]):
         plan.write(tmp_path)
-    (tmp_path / "plan-broken.json").write_text("{")
-    assert len(list(tmp_path.glob("plan-*.json"))) == 3
+    point = '{{"command": [], "directory": "/", "points": [{}]}}'
+    points = ('{"folder": "a", "shard": "x"}', '{"folder": 3}', '{"shard": "1/1"}')
+    broken = ["{", "[]", "{}", *map(point.format, points)]
+    for number, text in enumerate(broken):
+        (tmp_path / f"plan-broken-{number}.json").write_text(text)
+    damaged: list[Path] = []
+    assert len(read_plans(tmp_path, damaged)) == 2 and len(damaged) == len(broken)
     found = {tuple(plan.command): plan for plan in read_plans(tmp_path)}
     assert found == {tuple(plan.command): plan for plan in plans}
     assert [tuple(point.overrides) for point in found["seed=0,1",].points] == [("seed=0",), ("seed=1",)]
