@@ -4,7 +4,8 @@
 
 Runs ``conf/method/ilo.yaml`` on ``faces64``, inpainting random images, and times saves in the middle: serialising,
 writing, synchronising, renaming, in ``--folder`` (name one on the file system that your jobs use). A run saves once per
-interval, so ``checkpoint_overhead_fraction`` is (median seconds of a save / seconds between two).
+interval, so ``checkpoint_overhead_fraction`` is (median seconds of a save / seconds between two). Exit code 1 if that
+is more than 2 %.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import publish, row, setting_of
+from common import Limit, publish, row, setting_of
 
 from ilo_lightning.callbacks import ResumeCheckpoint
 from ilo_lightning.operators import GaussianNoise, measure
@@ -76,7 +77,7 @@ def main() -> None:
         row(case, "checkpoint_bytes_per_image", size / arguments.batch, "B"),
         row(case, "seconds_per_image_step", statistics.median(steps), "s"),
     ]
-    publish("checkpoint_cost", rows, arguments.json)
+    publish("checkpoint_cost", rows, arguments.json, [Limit("checkpoint_overhead_fraction", 0.02)])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 A row is an image × point × method. The sweep is made up, in the form of a real one (tests/synthetic_sweep.py): by
 default points of 100 images, each reconstructed by ILO and CSGM, in batches of 8. Times are medians of the runs:
-``seconds`` on the clock, ``cpu_seconds`` of the processor, which a busy machine changes less. Linux only.
+``seconds`` on the clock, ``cpu_seconds`` of the processor, which a busy machine changes less. Exit code 1 if 100,000
+rows take more than 10 s or 2 GiB. Linux only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import publish, row
+from common import Limit, publish, row
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.synthetic_sweep import Sweep
@@ -71,7 +72,8 @@ def main() -> None:
             row(str(wanted), "cpu_seconds", statistics.median(cpu for _, cpu, *_ in runs), "s"),
             row(str(wanted), "peak_memory_bytes", max(memory for *_, memory, _ in runs), "B"),
         ]
-    publish("collect", published, arguments.json)
+    limits = [Limit("seconds", 10.0, case="100000"), Limit("peak_memory_bytes", 2 * 2**30, case="100000")]
+    publish("collect", published, arguments.json, limits)
 
 
 if __name__ == "__main__":

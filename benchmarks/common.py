@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,36 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, {platform.system()}"
 
 
-def publish(benchmark: str, rows: Iterable[Row], path: Path | None) -> None:
-    """Print the rows, and write them to ``path`` if given."""
-    rows = list(rows)
+@dataclass(frozen=True)
+class Limit:
+    """What a number must not exceed: ``metric``, in one ``case`` or in all."""
+
+    metric: str
+    most: float
+    case: str | None = None
+
+    def holds_for(self, entry: Row) -> bool:
+        """Whether it is about this number."""
+        return entry["metric"] == self.metric and self.case in (None, entry["case"])
+
+
+def publish(benchmark: str, rows: Iterable[Row], path: Path | None, limits: Iterable[Limit] = ()) -> None:
+    """Print the rows, with their limits and whether they are kept, and write them to ``path`` if given.
+
+    Raises:
+        SystemExit: with code 1, when all is printed and written, if a limit is exceeded.
+    """
+    rows, limits = list(rows), list(limits)
     width = max(len(entry["case"]) for entry in rows)
+    verdicts: list[dict[str, Any]] = []
     for entry in rows:
-        print(f"{entry['case']:{width}}  {entry['metric']:24} {entry['value']:10.4g} {entry['unit']}")
+        line = f"{entry['case']:{width}}  {entry['metric']:24} {entry['value']:10.4g} {entry['unit']}"
+        for limit in limits:
+            if limit.holds_for(entry):
+                kept = entry["value"] <= limit.most
+                verdicts.append({"case": entry["case"], "metric": entry["metric"], "limit": limit.most, "kept": kept})
+                line += f"   limit {limit.most:.4g} {entry['unit']}: {'kept' if kept else 'EXCEEDED'}"
+        print(line)
     if path is not None:
         record = {
             "benchmark": benchmark,
@@ -55,5 +80,8 @@ def publish(benchmark: str, rows: Iterable[Row], path: Path | None) -> None:
             "commit": identity.commit(),
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "rows": rows,
+            "limits": verdicts,
         }
         write_atomically(path, json.dumps(record, indent=1) + "\n")
+    if not all(verdict["kept"] for verdict in verdicts):
+        sys.exit(1)

@@ -10,6 +10,8 @@ logging_overhead_fraction  (time of the steps spent in logging + CPU time of the
                            meanwhile) / (time of the steps without their logging)
 waiting_fraction           the first of the two alone: how much longer the run takes if there is a core to spare
 seconds_per_run            once per run and not per step: beginning, pictures, table and end
+
+Exit code 1 if the first is more than 1 % at the default interval, that is unless an override sets ``logger.every``.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from common import Row, publish, row
+from common import Limit, Row, publish, row
 from hydra import compose, initialize_config_module
 
 from ilo_lightning.callbacks import Curves
@@ -154,7 +156,9 @@ def main() -> None:
                 row(case, "seconds_per_run", median(lambda t: t.per_run), "s"),
                 row(case, "seconds_of_steps", median(lambda t: t.steps), "s"),
             ]
-    publish("logging_cost", rows, arguments.json)
+    default = not any(override.lstrip("+").startswith("logger.every=") for override in arguments.override)
+    limits = [Limit("logging_overhead_fraction", 0.01)] if default else []
+    publish("logging_cost", rows, arguments.json, limits)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from ilo_lightning.main import main as ilo
 from ilo_lightning.observations import Observation, Observations
 from ilo_lightning.sweeps import lease, sweeper
 from ilo_lightning.sweeps.lease import Holder, Lease
-from ilo_lightning.sweeps.plan import Point
+from ilo_lightning.sweeps.plan import Point, key_of
 from ilo_lightning.sweeps.shard import Shard
 
 SECONDS_PER_IMAGE_STEP = 0.04
@@ -153,7 +153,7 @@ class Cluster:
         """What a job's process does."""
         self.here.job = job
         setting = copy.copy(self.setting)
-        values = {"overrides": list(job.point.overrides)}
+        values = {"overrides": [override for override in job.point.overrides if key_of(override) != "data.shard"]}
         for name, value in {"config": values, "observations": self.images, "pack": self.pack}.items():
             object.__setattr__(setting, name, value)
         object.__setattr__(setting, "shard", Shard.parse(job.point.shard))
@@ -269,7 +269,8 @@ class Cluster:
         for job in self.running.values():
             if job.outcome is None and (job.point.folder == folder.name or folder == self.folder):
                 with suppress(FileNotFoundError):
-                    os.utime(self.folder / job.point.folder / ".lease", (EPOCH + self.now, EPOCH + self.now))
+                    name = f".lease{Shard.parse(job.point.shard).suffix}"
+                    os.utime(self.folder / job.point.folder / name, (EPOCH + self.now, EPOCH + self.now))
         return EPOCH + self.now
 
     @contextmanager

@@ -7,6 +7,10 @@ fail at first) and the arithmetic, which takes as long as the cost model of docs
 rows. What is real: planning and skipping points, identities, leases, status, and the writing, resuming, merging and
 collecting of results. A second call of the same sweep is made while the first one runs; then calls follow until nothing
 is missing.
+
+Every point is done in ``--shards``, each a job of its own. ``collect_seconds_per_row_ratio`` is the time per row of
+collecting all points over that of a tenth of them, 1 where the time is linear. Exit code 1 if it is more than 1.5 with
+at least 100,000 rows.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import publish, row
+from common import Limit, publish, row
 from simulated_cluster import SECONDS_PER_IMAGE_STEP, STEPS, Cluster
 
 from ilo_lightning.report.collect import collect
@@ -33,6 +37,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=10_000)
     parser.add_argument("--images", type=int, default=100, help="per point")
     parser.add_argument("--batch-size", type=int, default=25)
+    parser.add_argument("--shards", type=int, default=2, help="per point")
     parser.add_argument("--nodes", type=int, default=32)
     parser.add_argument("--files", action="store_true", help="pictures as files; otherwise packed")
     parser.add_argument("--harshness", type=float, default=1.0, help="how many times more often things go wrong")
@@ -43,7 +48,9 @@ def main() -> None:
     threading.stack_size(512 * 1024)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         rows = simulate(arguments, Path(folder) / "sweep")
-    publish("sweep_simulation", rows, arguments.json)
+    large = arguments.points * arguments.images >= 100_000
+    limits = [Limit("collect_seconds_per_row_ratio", 1.5)] if large else []
+    publish("sweep_simulation", rows, arguments.json, limits)
 
 
 def simulate(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
@@ -59,6 +66,9 @@ def simulate(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]
     )
     seeds = ",".join(str(seed) for seed in range(max(1, arguments.points // 20)))
     command = ["task=denoising", "task.noise.sigma=0.1,0.2,0.3,0.4", "method.radius=0.03,0.1,0.3,1,3", f"seed={seeds}"]
+    shards = arguments.shards
+    if shards > 1:
+        command.append("data.shard=" + ",".join(f"{index}/{shards}" for index in range(1, shards + 1)))
     took: dict[str, float] = {}
 
     def timed(name: str, what: Callable[[], Any]) -> Any:
@@ -68,7 +78,7 @@ def simulate(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]
         return result
 
     with cluster.simulated():
-        points = timed("first call", lambda: cluster.launch(command))
+        points = timed("first call", lambda: cluster.launch(command)) // shards
         expected = points * arguments.images * STEPS * SECONDS_PER_IMAGE_STEP
         cluster.at(0.3 * expected / len(cluster.free), lambda: cluster.seen.update(second_call=cluster.launch(command)))
         timed("work", cluster.run)
@@ -78,18 +88,23 @@ def simulate(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]
             timed("work", cluster.run)
         timed("last call", lambda: cluster.launch(command))
         entries = timed("status", lambda: overview.entries(folder))
+    folders = sorted({folder / entry.point.folder for entry in entries})
+    collect(folders[:1])  # what is imported for it
+    part = timed("collect a tenth", lambda: collect(folders[::10]))
     collection = timed("collect", lambda: collect([folder]))
     batches = -(-arguments.images // arguments.batch_size)
-    assert len(entries) == points and all(entry.finding.state == "done" for entry in entries), "a point is not done"
+    assert len(entries) == points * shards and len(folders) == points, "points or shards are missing"
+    assert all(entry.finding.state == "done" for entry in entries), "a point is not done"
     lost = points * batches - len(cluster.finished)
     twice = sum(count - 1 for count in cluster.finished.values())
-    for entry in entries:
-        indices = [json.loads(line)["index"] for line in (folder / entry.point.folder / "results.jsonl").open()]
-        assert indices == list(range(arguments.images)), f"{entry.point.folder}: rows are lost, or there twice"
+    for point in folders:
+        indices = [json.loads(line)["index"] for line in (point / "results.jsonl").open()]
+        assert indices == list(range(arguments.images)), f"{point.name}: rows are lost, or there twice"
     assert lost == twice == 0, f"{lost} batches lost, {twice} done twice"
     rows = collection.rows.filter(collection.rows["error"].is_null()).n_unique(["number", "image"])
     assert rows == len(collection.rows) == points * arguments.images, f"{rows} rows of {len(collection.rows)} collected"
     assert not collection.problems, collection.problems[:3]
+    ratio = took["collect"] / len(collection.rows) / (took["collect a tenth"] / len(part.rows))
     files = [path for path in folder.rglob("*") if path.is_file()]
     case = f"{points}x{arguments.images}"
     counts = {
@@ -106,6 +121,8 @@ def simulate(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]
         row(case, "seconds_last_call", took["last call"], "s"),
         row(case, "seconds_status", took["status"], "s"),
         row(case, "seconds_collect", took["collect"], "s"),
+        row(case, "seconds_collect_a_tenth", took["collect a tenth"], "s"),
+        row(case, "collect_seconds_per_row_ratio", ratio, "1"),
         row(case, "seconds_per_attempt", took["work"] / cluster.seen["attempts"], "s"),
     ]
 

@@ -36,7 +36,7 @@ class Logged:
     Args:
         group: of the W&B runs, the sweep's name.
         methods: that were run.
-        swept: the numbers that were swept, key to values.
+        swept: the numbers that were swept, key to values; without seeds.
         strips: keys of the images' pictures.
         metrics: names of the summary's metrics.
     """
@@ -91,7 +91,12 @@ def read_logs(sweep: Path) -> Logged:
     records: list[dict[str, Any]] = []
     for folder, folders, _ in os.walk(sweep):
         found = sorted(Path(folder, "logs").glob("wandb*.json"))
-        records += [record for record in map(read_record, found) if record]
+        for path in found:
+            record = read_record(path)
+            if record:
+                records.append(record)
+            else:
+                print(f"{path}: damaged; left out", file=sys.stderr)
         # Of a run's folder only the logs matter; the rest may be thousands of folders.
         folders[:] = [] if found else sorted(name for name in folders if not name.startswith("."))
     if not records:
@@ -109,10 +114,15 @@ def read_logs(sweep: Path) -> Logged:
         project=next((record["project"] for record in records if record["project"]), None),
         entity=next((record["entity"] for record in records if record["entity"]), None),
         methods=list(dict.fromkeys(record["method"] for record in records)),
-        swept={key: sorted(found) for key, found in values.items() if len(found) > 1},
+        swept={key: sorted(found) for key, found in values.items() if len(found) > 1 and not _is_seed(key)},
         strips=list(dict.fromkeys(key for record in records for key in record["strips"])),
         metrics=list(dict.fromkeys(name for record in records for name in record["metrics"])),
     )
+
+
+def _is_seed(key: str) -> bool:
+    """Seeds are what means are taken over, and no axis."""
+    return key.rpartition(".")[2] == "seed"
 
 
 def build(logged: Logged, entity: str, project: str) -> ws.Workspace:

@@ -1,6 +1,9 @@
 """What a command's exit code says. Interrupted commands exit with 128 + the signal."""
 
 DONE, CRASHED, REFUSED, SOME_FAILED = 0, 1, 2, 3
+REQUEUE = 75
+"""Of a SLURM job in a container: all is saved, and since it can't ask SLURM itself, whoever started the container is to
+put it back into the queue (conf/hydra/launcher/slurm_container.yaml does). EX_TEMPFAIL of sysexits.h."""
 
 
 def of_many(codes: list[int]) -> int:

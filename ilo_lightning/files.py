@@ -18,6 +18,10 @@ from typing import Any
 PACKAGE_PREFIX = "pkg://"
 
 
+class WriteError(OSError):
+    """A file that can't be written, by ``write_atomically`` or ``pack``; whoever raises another OSError was reading."""
+
+
 def locate(path: str | Path) -> Path:
     """A path as users write it: ``pkg://package/file`` is a file inside an installed package, ``~`` the home folder."""
     text = str(path)
@@ -27,10 +31,29 @@ def locate(path: str | Path) -> Path:
     return Path(text).expanduser()
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise WriteError(f"{path}: {error}") from error
+        raise WriteError(error.errno, error.strerror, str(path)) from error
+
+
 def write_atomically(path: str | Path, content: bytes | str) -> None:
-    """Write next to ``path``, fsync, then rename onto it. A crash at any moment leaves the old file or the new one."""
+    """Write next to ``path``, fsync, then rename onto it. A crash at any moment leaves the old file or the new one.
+
+    Raises:
+        WriteError: naming the path.
+    """
     path = Path(path)
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    with _writing(path):
+        _write(path, data)
+
+
+def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
@@ -48,7 +71,16 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
 
 
 def pack(source: Path, path: Path) -> None:
-    """Write all files below ``source`` into one zip file, not compressed (pictures are already). Atomic."""
+    """Write all files below ``source`` into one zip file, not compressed (pictures are already). Atomic.
+
+    Raises:
+        WriteError: naming the path.
+    """
+    with _writing(path):
+        _pack(source, path)
+
+
+def _pack(source: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:

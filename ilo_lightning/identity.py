@@ -7,7 +7,7 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +22,40 @@ def identity(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-NEUTRAL = (
-    "data.limit", "data.path", "data.shard", "data.batch_size", "task.mask", "task.operator.mask",
-    "generator.checkpoint", "generator.sha256", "generator.label",
+PLACEMENT = (
+    "hydra", "logger", "ops", "checkpoint_every_seconds", "force", "pack", "data.shard", "trainer.accelerator",
+    "trainer.benchmark", "trainer.detect_anomaly", "trainer.deterministic", "trainer.profiler",
 )  # fmt: skip
-"""Entries of a configuration that don't make a run, or are told by what they lead to: images, weights, a mask."""
+"""Entries of a configuration (with all below them) that change how and where a run is done, and not what is computed.
+Neither the folder of a point nor its identity knows them, and no table tells points apart by them."""
+
+_TOLD = (
+    "data.limit", "data.path", "data.batch_size", "task.mask", "task.operator.mask", "generator.checkpoint",
+    "generator.sha256", "generator.label",
+)  # fmt: skip
+"""Entries that are told by what they lead to: images, batches, weights, a mask."""
+
+
+def is_below(key: str, names: Sequence[str]) -> bool:
+    """Whether a dotted key is one of ``names``, or below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def without(config: Mapping[str, Any], names: Sequence[str], prefix: str = "") -> dict[str, Any]:
+    """A configuration without entries, and without what is below them."""
+    kept: dict[str, Any] = {}
+    for key, value in config.items():
+        if not is_below(f"{prefix}{key}", names):
+            kept[key] = without(value, names, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+    return kept
 
 
 def without_places(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration without ``NEUTRAL`` entries, and without the names of files: of those the contents count."""
+    """A configuration without the names of files, and without what else is told by what it leads to: the contents."""
     kept: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if name in NEUTRAL or _names_a_file(value):
+        if name in _TOLD or _names_a_file(value):
             continue
         kept[key] = without_places(value, f"{name}.") if isinstance(value, Mapping) else value
     return kept

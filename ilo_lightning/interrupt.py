@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from . import slurm
+from .exit_codes import REQUEUE, SOME_FAILED
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # submitit asks by SIGUSR2
 
@@ -60,14 +62,30 @@ class StopRequest:
         if self.signum is not None:
             raise Interrupted(self.signum)
 
-    def pass_on(self) -> None:
+    def pass_on(self, code: int) -> int:
         """When everything is saved: have the job requeued, by SLURM itself or by whoever listened to the signal before
-        (submitit, whose handler exits)."""
+        (submitit, whose handler counts the time limits, asks SLURM and exits).
+
+        Args:
+            code: the exit code so far.
+
+        Returns:
+            The exit code: ``REQUEUE`` where the handler counted, but has no ``scontrol`` to ask with.
+        """
         job = slurm.job_id()
         if self.preempted and job is not None:
             slurm.requeue(job)
         elif self.signum == signal.SIGUSR2 and callable(signal.getsignal(signal.SIGUSR2)):
-            signal.raise_signal(signal.SIGUSR2)
+            try:
+                signal.raise_signal(signal.SIGUSR2)
+            except Exception as error:
+                if isinstance(error, FileNotFoundError) and error.filename == "scontrol":  # inside a container
+                    print(f"no scontrol here: exit code {REQUEUE} asks to be requeued", file=sys.stderr)
+                    return REQUEUE
+                # At its limit too often, say. The job ends by itself, so that submitit keeps what became of it.
+                print(f"error: {error}", file=sys.stderr)
+                return SOME_FAILED
+        return code
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from . import identity
 from .callbacks.progress import display
 from .data.images import load_images
 from .exit_codes import DONE, REFUSED, SOME_FAILED
@@ -40,8 +41,6 @@ from .sweeps.shard import Shard
 # ScheduleError, DataError, CheckpointError, RehearsalError and RunError are ValueErrors.
 REFUSALS = (ValueError, OSError, OmegaConfBaseException)
 SECTIONS = ("task", "generator", "method", "data", "trainer", "logger")
-NOT_COMPUTED = ("trainer", "logger", "checkpoint_every_seconds", "force", "pack", "ops")
-"""Sections of the configuration that change how a run is done, and not what is computed."""
 
 T = TypeVar("T")
 
@@ -61,8 +60,7 @@ def run_job(config: DictConfig, folder: str | Path) -> int:
         prepare()
         with listen() as stop:
             code = _run_job(config, folder, overrides, stop)
-        stop.pass_on()
-        return code
+        return stop.pass_on(code)
 
 
 def _run_job(config: DictConfig, folder: Path, overrides: Sequence[str], stop: StopRequest) -> int:
@@ -182,7 +180,7 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
     baseline = config.get("baseline")
     operator, observations = build_observations(config, generator)
     return Setting(
-        config={name: value for name, value in values.items() if name not in NOT_COMPUTED},
+        config=identity.without(values, (*identity.PLACEMENT, "trainer")),  # its precision is a part of its own
         generator=generator,
         operator=operator,
         method=instantiate(config.method, "method", Method),
@@ -254,7 +252,7 @@ def report(setting: Setting, rows: list[dict[str, Any]], folder: Path) -> None:
     if good:
         print_scores(setting.task_name, [outcome for row in good for outcome in _outcomes(row)])
     reasons = [str(row.get("error", row.get("fault"))) for row in rows]
-    if any(reason.startswith(("broken off", "can't be written", "can't be shown")) for reason in reasons):
+    if any(reason.startswith(("broken off", "can't be")) for reason in reasons):
         print(f"run the same command with hydra.run.dir={folder} to go on", file=sys.stderr)
     print(f"results: {folder / 'results.jsonl'}")
     if good and setting.pack:

@@ -12,7 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from .allocation import reuse_memory
-from .exit_codes import CRASHED, DONE, REFUSED, of_many
+from .exit_codes import CRASHED, DONE, REFUSED, REQUEUE, of_many
 from .sweeps import sweeper
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def _run(job: Callable[[DictConfig, str], int], config: DictConfig) -> int:
         _exit_codes[-1] = job(config, HydraConfig.get().runtime.output_dir)
     except Exception:
         traceback.print_exc()
-    if _exit_codes[-1] > 128:
+    if _exit_codes[-1] > 128 or _exit_codes[-1] == REQUEUE:
         sys.exit(_exit_codes[-1])  # who interrupts a job means the jobs of a multirun after it, too
     return _exit_codes[-1]
 

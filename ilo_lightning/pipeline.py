@@ -17,7 +17,9 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,7 +31,7 @@ from . import identity
 from .callbacks import ResumeCheckpoint
 from .callbacks.progress import Display
 from .data.images import DataError
-from .files import pack, write_atomically
+from .files import WriteError, pack, write_atomically
 from .interrupt import StopRequest
 from .loggers import RunLog
 from .observations import Observation, Observations, observe
@@ -40,6 +42,9 @@ from .solve import Reconstruction, SolveError, solve
 from .sweeps.point import Busy, working
 from .sweeps.shard import Shard
 from .sweeps.status import RESULTS
+
+SUPERSEDED = "superseded"
+"""Below a run's folder ``wandb``: logs of earlier results, not known to be uploaded when they were done anew."""
 
 
 def run(
@@ -101,7 +106,9 @@ def _run_batches(setting: Setting, folder: Path, display: Display, stop: StopReq
                 for leftover in (*batch.parent.glob(f"{batch.name}-*.ckpt"), faulty, Path(f"{batch}-error.txt")):
                     leftover.unlink(missing_ok=True)
         except OSError as error:  # a full disk, say: what is there stays, and the next call takes up this batch again
-            found = [{"index": member, "error": f"can't be written: {error}"} for member in members]
+            written = isinstance(error, WriteError)
+            problem = f"can't be written: {error}" if written else f"broken off: {one_line(error)}"
+            found = [{"index": member, "error": problem} for member in members]
             unwritten[index] = found
         log.batch(found)
         rows += found
@@ -169,8 +176,9 @@ def claim(setting: Setting, parts: Mapping[str, Any], folder: Path, others: bool
     if setting.force is not None and (found or {}).get("force") != setting.force:
         if others:
             raise RunError(f"force: other processes work in {folder}; stop them first")
-        for name in ("batches", "images", "logs", "wandb"):
+        for name in ("batches", "images", "logs"):
             shutil.rmtree(folder / name, ignore_errors=True)
+        _set_aside(folder / "wandb")
         for path in (folder / RESULTS, record, folder / "config.yaml", *folder.glob("status*.json")):
             path.unlink(missing_ok=True)
         found = None
@@ -194,6 +202,22 @@ def claim(setting: Setting, parts: Mapping[str, Any], folder: Path, others: bool
     write_atomically(folder / "config.yaml", setting.yaml)
     content = {"identity": identity.identity(parts), "parts": parts, "force": setting.force}
     write_atomically(record, json.dumps(content, indent=1))
+
+
+def _set_aside(logs: Path) -> None:
+    """Keep the W&B logs that may not be uploaded yet, where the command that uploads the new ones doesn't find them."""
+    for path in logs.glob("*"):
+        if path.name == SUPERSEDED:
+            continue
+        if path.name.startswith(("offline-run-", "run-")) and not any(path.glob("*.wandb.synced")):
+            target = logs / SUPERSEDED / f"{path.name}-{time.time_ns()}"
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
+            print(f"W&B: the log of results that are done anew is kept as {target}", file=sys.stderr)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _recorded(record: Path) -> dict[str, Any] | None:
@@ -228,6 +252,7 @@ def _run_batch(
     """A row per image, and whether the batch was worked through: if something broke it off, the next call goes on."""
     rows: dict[int, Row] = {}
     known: dict[int, Observation] = {}
+    complete = True
     for member in members:
         stop.check()
         try:
@@ -236,17 +261,20 @@ def _run_batch(
             rows[member] = {"index": member, "error": str(error)}
         except Exception as error:  # whatever a user's own operator raises
             rows[member] = {"index": member, "error": f"can't be measured ({one_line(error)})"}
+            complete = False
     if not known:
         display.step("no readable image", setting.steps_per_batch, None)
-        return [rows[member] for member in members], True
+        return [rows[member] for member in members], complete
     measurement = observe(list(known.values()))
     digests = [observation.digest for observation in known.values()]
+    # A checkpoint is of so many images; the next call may be able to measure those that are missing.
+    part = "" if len(known) == len(members) else f"-{identity.identity({'batch': digests})[:8]}"
     runs: dict[str, Reconstruction] = {}
     fault: str | None = None
     for method in setting.methods:
         stop.check()
         display.begin(f"batch {index + 1}/{len(setting.batches)}  {method.name}")
-        name = f"{index:04d}-{method.name}"
+        name = f"{index:04d}-{method.name}{part}"
         try:
             runs[method.name] = solve(
                 setting.generator,
@@ -277,7 +305,7 @@ def _run_batch(
                 runs[method.name] = error.reconstruction
         if fault is not None:
             gc.collect()  # the traceback's frames, in cycles with it, hold the tensors of the step that was broken off
-    complete = fault is None
+    complete = complete and fault is None
     with tempfile.TemporaryDirectory() if setting.pack else nullcontext(folder) as base:
         for place, (member, observation) in enumerate(known.items()):
             if setting.method.name not in runs:
@@ -287,7 +315,7 @@ def _run_batch(
             try:
                 target = Path(base, "images", observation.name)
                 row = write_image(setting, target, member, observation, runs, place, log)
-            except OSError:
+            except WriteError:
                 raise
             except Exception as error:  # whatever a user's own operator or generator raises: the point itself is saved
                 _note(error, folder, index)

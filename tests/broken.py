@@ -145,7 +145,7 @@ class Raises(Whole):
     Args:
         place: ``init``, ``forward`` or ``picture``.
         call: at which call it happens, from 1.
-        what: ``error`` or ``not_a_number``.
+        what: ``error``, ``not_a_number`` or ``no_file``.
     """
 
     def __init__(self, image_shape, place="forward", call=1, what="error"):
@@ -168,6 +168,8 @@ class Raises(Whole):
             return values
         if self.what == "not_a_number":
             return values * torch.nan
+        if self.what == "no_file":
+            raise FileNotFoundError(2, "No such file or directory", "lookup.npy")
         raise RuntimeError("something\nin two lines")
 
 
@@ -181,6 +183,22 @@ def blocks() -> list[nn.Module]:
 
 def generator() -> SequentialGenerator:
     return SequentialGenerator(blocks(), [4])
+
+
+class ReadsLate(SequentialGenerator):
+    """Looks for a file when a latent point is wanted, but for the first two, which are the rehearsal's."""
+
+    calls = 0
+
+    def sample(self, rngs, space=None) -> LatentPoint:
+        self.calls += 1
+        if self.calls > 2:
+            raise FileNotFoundError(2, "No such file or directory", "lookup.npy")
+        return super().sample(rngs, space)
+
+
+def reads_late() -> ReadsLate:
+    return ReadsLate(blocks(), [4])
 
 
 def text() -> str:

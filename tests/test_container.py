@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import site
 import subprocess
@@ -11,8 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
 
 from ilo_lightning.cli import COMMANDS
+from ilo_lightning.exit_codes import REQUEUE
 
 
 def docker(repository: Path) -> tuple[list[str], str]:
@@ -38,6 +41,36 @@ def test_both_images_are_made_the_same_way(repository: Path):
     assert bases[0] and bases[1] and bases[0][1] == bases[1][1]
     made, used = re.findall(r"^    export (.*)$", texts[1], re.MULTILINE)[:2], apptainer(repository)[1].splitlines()
     assert made == used, "what holds when the image is made holds when it is used"
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "requeued"),
+    [
+        ({"SLURM_JOB_ID": "4711"}, REQUEUE, "4711"),
+        ({"SLURM_JOB_ID": "4713", "SLURM_ARRAY_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": "3"}, REQUEUE, "4711_3"),
+        ({"SLURM_JOB_ID": "4711"}, 0, None),
+        ({"SLURM_JOB_ID": "4711"}, 3, None),
+    ],
+    ids=str,
+)
+def test_who_starts_the_container_requeues_the_job(
+    environment: dict[str, str], code: int, requeued: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The shell lines of the launcher before submitit's last line, with commands that note how they are called."""
+    pytest.importorskip("submitit", reason="hydra-submitit-launcher is not installed")
+    for name, end in (("srun", code), ("scontrol", 0)):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\nexit {end}\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("ILO_IMAGE", "image.sif")
+    with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
+        config = compose("config", ["hydra/launcher=slurm_container"], return_hydra_config=True)
+    lines = [*config.hydra.launcher.setup, f"srun --unbuffered --output {shlex.quote('a b')} python -u -m it folder"]
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **environment}
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], env=environment, capture_output=True, text=True)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[0] == "srun --unbuffered --output a b apptainer exec --nv image.sif python -u -m it folder"
+    assert calls[1:] == ([f"scontrol requeue {requeued}"] if requeued else [])
+    assert done.returncode == code and done.stderr == ""
 
 
 @pytest.mark.slow

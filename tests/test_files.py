@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import ilo_lightning.data
-from ilo_lightning.files import locate, pack, read_stored, unpacked, write_atomically
+from ilo_lightning.files import WriteError, locate, pack, read_stored, unpacked, write_atomically
 
 
 @pytest.mark.parametrize(("content", "stored"), [(b"\x00\xff", b"\x00\xff"), ("7 ± 1\n", b"7 \xc2\xb1 1\n"), ("", b"")])
@@ -130,6 +130,6 @@ def test_a_pack_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(WriteError, match=r"No space left.*0000\.zip"):
         pack(tmp_path / "source", tmp_path / "out" / "0000.zip")
     assert list((tmp_path / "out").iterdir()) == []

@@ -187,7 +187,7 @@ def test_places_don_t_count_and_everything_else_does(tmp_path: Path, monkeypatch
         "task": {"name": "inpainting", "mask": "mask.png", "box": [1, 2], "operator": {"_target_": "a.B", "seed": 0}},
         "generator": {"checkpoint": f"{tmp_path}/mask.png", "truncation": 0.7},
         "method": {"name": "ilo"},
-        "data": {"path": "photos", "mode": "simulated", "limit": 3, "shard": "1/2", "batch_size": 8},
+        "data": {"path": "photos", "mode": "simulated", "limit": 3, "batch_size": 8},
     }
     assert without_places(config) == {
         "task": {"name": "inpainting", "box": [1, 2], "operator": {"_target_": "a.B", "seed": 0}},

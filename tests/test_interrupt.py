@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ilo_lightning import slurm
+from ilo_lightning.exit_codes import REQUEUE, SOME_FAILED
 from ilo_lightning.interrupt import Interrupted, Taken, listen
 from tests.test_run import arguments, comparable, rows_of
 
@@ -34,7 +36,7 @@ def test_outside_slurm_every_signal_ends_the_run(signum: signal.Signals):
             stop.check()
     assert interruption.value.exit_code == 128 + signum
     if signum != signal.SIGUSR2:
-        stop.pass_on()  # nobody to tell
+        assert stop.pass_on(3) == 3  # nobody to tell
 
 
 @pytest.mark.parametrize("preempted", [True, False])
@@ -47,7 +49,7 @@ def test_a_preempted_job_requeues_itself_and_a_cancelled_one_leaves(
         with pytest.raises(Interrupted):
             stop.check()
         assert job == [], "not before everything is saved"
-    stop.pass_on()
+    assert stop.pass_on(143) == 143
     assert job == (["requeue 4711"] if preempted else [])
 
 
@@ -73,10 +75,50 @@ def test_who_listened_before_hears_of_it_afterwards():
             with pytest.raises(Interrupted):
                 stop.check()
             assert heard == []
-        stop.pass_on()
+        assert stop.pass_on(140) == 140
         assert heard == [signal.SIGUSR2]
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+@pytest.mark.parametrize(
+    ("countdown", "code", "words"),
+    [
+        (3, REQUEUE, "no scontrol here: exit code 75 asks to be requeued"),
+        (0, SOME_FAILED, "error: Job not requeued because: timed-out too many times."),
+    ],
+)
+def test_at_its_time_limit_in_a_container(
+    countdown: int, code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """submitit's own handler, where there is no scontrol: it counts the time limits, the exit code asks."""
+    submitit = pytest.importorskip("submitit", reason="hydra-submitit-launcher is not installed")
+    from submitit.core.job_environment import SignalHandler
+    from submitit.core.utils import DelayedSubmission, JobPaths
+
+    class Again:
+        def __call__(self) -> None: ...
+
+        def checkpoint(self) -> DelayedSubmission:
+            return DelayedSubmission(self)
+
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(logging.getLogger("submitit"), "handlers", [])  # they hold another test's output
+    submission = DelayedSubmission(Again())
+    submission.set_timeout(1, countdown)
+    handler = SignalHandler(submitit.slurm.slurm.SlurmJobEnvironment(), JobPaths(tmp_path, "4711"), submission)
+    before = signal.signal(signal.SIGUSR2, handler.checkpoint_and_try_requeue)
+    try:
+        with listen() as stop:
+            signal.raise_signal(signal.SIGUSR2)
+        assert stop.pass_on(140) == code
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    said = capsys.readouterr().err
+    assert words in said and "Traceback" not in said
+    (saved,) = tmp_path.glob("*submitted.pkl")
+    assert DelayedSubmission.load(saved)._timeout_countdown == countdown - 1
 
 
 def test_who_lost_the_work_stops():

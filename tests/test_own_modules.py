@@ -88,6 +88,31 @@ def test_an_operator_that_fails_on_one_picture_costs_that_picture(
 
 
 @pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (with_operator("Raises", call=3, what="no_file"), "can't be measured (FileNotFoundError: {})"),
+        (with_operator("Raises", call=7, what="no_file"), "broken off at step 4 of 12: FileNotFoundError: {}"),
+        (with_operator("Raises", place="picture", call=2, what="no_file"), "can't be shown (FileNotFoundError: {})"),
+        (with_generator("reads_late"), "broken off: FileNotFoundError: {}"),
+    ],
+    ids=["measured", "solved", "shown", "begun"],
+)
+def test_a_file_that_can_t_be_read_is_not_called_a_full_disk(
+    given: list[str], why: str, checkpoint: Path, pictures: Path, tmp_path: Path, capfd
+):
+    """Whatever a user's own module reads, and whenever; the same command goes on."""
+    command = [*arguments(checkpoint, pictures, tmp_path), *given]
+    if "generator=" in given[0]:
+        command = [*given, f"data.path={pictures}", "trainer=cpu", f"hydra.run.dir={tmp_path}"]
+    assert main(command) == 3
+    reasons = {str(row.get("error") or row.get("fault")) for row in rows_of(tmp_path)} - {"None"}
+    (reason,) = reasons
+    assert why.format("[Errno 2] No such file or directory: 'lookup.npy'") in reason
+    assert f"hydra.run.dir={tmp_path} to go on" in capfd.readouterr().err
+    assert not (tmp_path / "batches" / "0000.jsonl").exists(), "taken up again by the next call"
+
+
+@pytest.mark.parametrize(
     ("what", "why"), [("error", "broken off at step 5 of 12"), ("not_a_number", "not finite from step 5 on")]
 )
 def test_a_failure_in_the_middle_keeps_the_best(

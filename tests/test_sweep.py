@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 
 from ilo_lightning.cli import main as cli
 from ilo_lightning.main import main
@@ -90,6 +91,29 @@ def test_one_failed_point_never_takes_the_sweep_down(checkpoint: Path, pictures:
     assert [line["state"] for line in lines].count("failed") == 3
     assert main([*command, "method.radius=0.1"]) == 3
     assert "1 of 2 points need no work" in capsys.readouterr().out
+
+
+def test_what_status_says_to_type_does_it(checkpoint: Path, pictures: Path, tmp_path: Path, capsys, monkeypatch):
+    """In a shell, word for word: for a single point, and for all that is missing or failed."""
+    shutil.copytree(pictures, tmp_path / "my pictures")
+    folder = tmp_path / "my sweep"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ILO_TEST_FILE", str(tmp_path / "file"))
+    operator = ["task=denoising", "task.operator._target_=tests.operators_that_fail.Reads"]
+    words = sweep(checkpoint, Path("my pictures"), *operator, "seed=0,1,2", "hydra.sweep.dir=my sweep")
+    assert main(words) == 3
+    (tmp_path / "file").touch()
+    shutil.rmtree(folder_of(folder, "seed-2"))
+    monkeypatch.chdir("/")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    code, said = status(folder, capsys)
+    typed = [line.strip() for line in said.splitlines() if "ilo solve" in line]
+    assert code == 3 and len(typed) == 3 and ["-m" in line for line in typed] == [False, False, True]
+    for line, expected in ((typed[0], "1 done, 1 failed, 1 missing"), (typed[2], "3 done")):
+        done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        assert f"3 points: {expected}" in status(folder, capsys)[1]
 
 
 def points_by_path(folder: Path) -> dict[str, dict]:
@@ -224,9 +248,13 @@ def test_a_half_deleted_sweep(
 def test_a_sweep_without_its_plan(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
     assert main(sweep(checkpoint, pictures, f"hydra.sweep.dir={tmp_path}", "method.radius=-1,0.1")) == 3
     for path in tmp_path.glob("plan-*.json"):
-        path.unlink()
-    code, said = status(tmp_path, capsys)
-    assert code == 3 and "2 points: 1 done, 1 failed" in said and "no plan-*.json" in said
+        path.write_text(path.read_text().replace("1/1", "one"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        cli(["status", str(tmp_path)])
+    told = capsys.readouterr()
+    assert exit.value.code == 3 and "2 points: 1 done, 1 failed" in told.out and "no plan-*.json" in told.out
+    assert ".json: damaged; which points were planned in it can't be told\n" in told.err
 
 
 def test_status_of_what_is_no_sweep(tmp_path: Path, capsys):
@@ -271,6 +299,47 @@ def test_a_sweep_that_can_t_begin(
     errors = capsys.readouterr().err
     assert words in errors and errors.count("\n") == 1
     assert not list(tmp_path.rglob("batches"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["experiment=sweep_measurements", "task=denoising"],
+            "experiment=sweep_measurements: sweeps over task.fraction, which task=denoising does not have; these do: "
+            "compressed_sensing, gaussian_compressed_sensing, inpainting",
+        ),
+        (
+            ["experiment=sweep_noise", "task/noise=poisson"],
+            "experiment=sweep_noise: sweeps over task.noise.sigma, which task/noise=poisson does not have; leave that",
+        ),
+        (
+            ["experiment=sweep_radius,sweep_noise"],
+            "experiment=sweep_radius: sweeps over task.fraction, method.radius itself, so it can't be one value among "
+            "others; give each such experiment a command of its own",
+        ),
+        (["experiment=mnist,sweep_noise"], "experiment=sweep_noise: sweeps over method, task.noise.sigma itself"),
+        (
+            ["hydra/launcher=slurm_container", "seed=0,1"],
+            "hydra/launcher=slurm_container: the environment variable ILO_IMAGE is not set; ILO_IMAGE=… before the",
+        ),
+        (["logger=wandb", "seed=0,1"], "logger=wandb: WANDB_API_KEY invalid: "),
+        (["logger=csv,wandb", "logger.every=5"], "logger=wandb: WANDB_API_KEY invalid: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_sweep_of_which_no_point_could_begin(overrides: list[str], words: str, tmp_path: Path, capsys, monkeypatch):
+    """One line for all points, and none has lost an attempt."""
+    pytest.importorskip("submitit", reason="hydra-submitit-launcher is not installed")
+    monkeypatch.delenv("ILO_IMAGE", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    wandb.teardown()
+    assert main(["-m", *overrides, f"hydra.sweep.dir={tmp_path}"]) == 2
+    wandb.teardown()
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: {words}") and errors.count("\n") == 1
+    assert not list(tmp_path.glob("*/*"))
 
 
 def test_an_unwritable_shared_folder(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):

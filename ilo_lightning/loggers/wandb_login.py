@@ -17,10 +17,14 @@ def choose_mode(wanted: str | None) -> tuple[str, str | None]:
         wanted: one of them, or None for ``WANDB_MODE`` and the settings that ``wandb online | offline`` keeps.
 
     Raises:
-        LoggerError: if the API key is malformed or W&B refuses it, or it is told to be online without one.
+        LoggerError: if wandb is missing, the API key is malformed or W&B refuses it, or it is told to be online without
+            one.
     """
-    import wandb
-    from wandb.errors import AuthenticationError
+    try:
+        import wandb
+        from wandb.errors import AuthenticationError
+    except ImportError:
+        raise LoggerError("logger=wandb: the package wandb is missing; pip install wandb") from None
 
     told = wanted or os.environ.get("WANDB_MODE")
     settings = wandb.setup(wandb.Settings(silent=True)).settings

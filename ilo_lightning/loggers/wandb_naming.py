@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..identity import PLACEMENT, is_below
 from ..metrics import mean_and_interval
 from .base import RunInfo
 
@@ -43,7 +44,7 @@ def swept_values(info: RunInfo) -> dict[str, float]:
         value: Any = info.config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
-        if isinstance(value, int | float) and not isinstance(value, bool) and not key.startswith(UNNAMED):
+        if isinstance(value, int | float) and not isinstance(value, bool) and not is_below(key, UNNAMED):
             found[key] = value
     return found
 
@@ -62,24 +63,15 @@ def read_record(path: Path) -> dict[str, Any]:
     """What a run's log left of itself; nothing where there is none, or it is damaged."""
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError):
+        kinds = {"method": str, "swept": dict, "strips": list, "metrics": list, "finished": bool}
+        names = all(isinstance(record[name], str | None) for name in ("group", "project", "entity"))
+        whole = names and all(isinstance(record[name], kind) for name, kind in kinds.items())
+        return record if whole and all(isinstance(value, int | float) for value in record["swept"].values()) else {}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return record if isinstance(record, dict) else {}
 
 
-UNNAMED = (
-    "hydra.",
-    "logger",
-    "trainer",
-    "experiment",
-    "generator.checkpoint",
-    "data.path",
-    "data.batch_size",
-    "data.shard",
-    "checkpoint_every",
-    "force",
-    "pack",
-)
+UNNAMED = (*PLACEMENT, "trainer", "experiment", "generator.checkpoint", "data.path", "data.batch_size")
 
 
 def run_name(info: RunInfo, longest: int = 128) -> str:
@@ -88,7 +80,7 @@ def run_name(info: RunInfo, longest: int = 128) -> str:
     Where that is longer than W&B allows, the longest settings are left out: lists are rarely what a sweep is over.
     """
     words = [info.method]
-    words += [f"{key}={value}" for key, value in info.overrides.items() if not key.startswith(UNNAMED)]
+    words += [f"{key}={value}" for key, value in info.overrides.items() if not is_below(key, UNNAMED)]
     if info.shard:
         words.append(f"shard {info.shard}")
     while len(words) > 1 and len(" ".join(words)) > longest:

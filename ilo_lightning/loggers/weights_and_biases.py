@@ -73,10 +73,6 @@ class WandbLog(RunLog):
             raise LoggerError(f"logger.suffix={suffix}: expected none of / \\ # ? % :")
         if "wandb" not in sys.modules:  # what an ancestor's W&B has left there may be gone by now
             os.environ.pop("WANDB_SERVICE", None)
-        try:
-            import wandb  # noqa: F401
-        except ImportError:
-            raise LoggerError("logger=wandb: the package wandb is missing; pip install wandb") from None
         self.info, self.images, self.timeout, self.suffix = info, images, float(timeout), str(suffix)
         self.project, self.entity, self.group, self.tags = project, entity, group or info.sweep, list(tags)
         self.mode, remark = choose_mode(mode)
@@ -166,7 +162,7 @@ class WandbLog(RunLog):
         record = {
             "id": self.run_id,
             "project": self.project,
-            "entity": self.entity,
+            "entity": self.entity or (self._run.entity if self._run is not None and self.mode == "online" else None),
             "group": self.group,
             "mode": self.mode,
             "method": self.info.method,

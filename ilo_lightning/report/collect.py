@@ -70,7 +70,6 @@ def collect(directories: Sequence[str | Path]) -> Collection:
     if records:
         frames.append(_frame(records, metrics))
     rows = _without_repetitions(pl.concat(frames, how="diagonal_relaxed"), points, problems)
-    _check_shards(points, problems)
     _check_code(rows, problems)
     _check_protocols(rows, problems)
     _check_finite(rows, list(metrics), problems)
@@ -179,10 +178,10 @@ def _without_repetitions(rows: pl.DataFrame, points: Sequence[Point], problems: 
     import polars as pl
 
     origin = pl.DataFrame(
-        {"number": range(len(points)), "identity": [p.identity for p in points], "shard": [p.shard for p in points]},
-        schema={"number": pl.Int64(), "identity": pl.String(), "shard": pl.String()},
+        {"number": range(len(points)), "identity": [point.identity for point in points]},
+        schema={"number": pl.Int64(), "identity": pl.String()},
     )
-    unnamed = pl.format("#{} of {}", "index", pl.col("shard").fill_null("all"))  # unreadable: its name is not known
+    unnamed = pl.format("#{}", "index")  # unreadable: its name is not known
     ranked = (
         rows.with_row_index("place")
         .join(origin, on="number", how="left", maintain_order="left")
@@ -202,22 +201,6 @@ def _without_repetitions(rows: pl.DataFrame, points: Sequence[Point], problems: 
             Problem(f"{points[number].folder}: repeats {count} results of {where}; each is counted once", lost=True)
         )
     return rows.with_row_index("place").join(repeated.select("place"), on="place", how="anti").drop("place")
-
-
-def _check_shards(points: Sequence[Point], problems: list[Problem]) -> None:
-    """Shards of one point that don't make a whole."""
-    groups: dict[str, list[Point]] = {}
-    for point in points:
-        if point.identity and point.shard:
-            groups.setdefault(point.identity, []).append(point)
-    for members in groups.values():
-        shards = sorted({str(point.shard) for point in members})
-        totals = {shard.partition("/")[2] for shard in shards}
-        where = f"{members[0].sweep}, point {members[0].name}"
-        if len(totals) > 1:
-            problems.append(Problem(f"{where}: its shards {', '.join(shards)} don't belong together"))
-        elif (total := totals.pop()).isdecimal() and len(shards) < int(total):
-            problems.append(Problem(f"{where}: {len(shards)} of {total} shards are there ({', '.join(shards)})"))
 
 
 def _check_code(rows: pl.DataFrame, problems: list[Problem]) -> None:
@@ -267,14 +250,13 @@ def table(collection: Collection, all_settings: bool = False) -> pl.DataFrame:
             "point": point.name,
             "state": point.state,
             "identity": point.identity,
-            "shard": point.shard,
             "point_error": point.error,
             **{name: by_role.get(role, {}).get(name) for name in chosen},
         }
         for number, (point, by_role) in enumerate(zip(collection.points, collection.settings, strict=True))
         for role in ("method", "baseline")
     ]
-    text = dict.fromkeys(("role", "sweep", "point", "state", "identity", "shard", "point_error"), pl.String())
+    text = dict.fromkeys(("role", "sweep", "point", "state", "identity", "point_error"), pl.String())
     kinds = {name: _kind([record[name] for record in records]) for name in chosen}
     for name, kind in kinds.items():
         if kind == pl.String():

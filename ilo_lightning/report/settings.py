@@ -7,15 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from ..identity import PLACEMENT, is_below
+
 Settings = dict[str, Any]
 """Dotted key to a number, text, truth value or None; a list is its JSON text."""
 
 MAIN = ("task.fraction", "task.factor", "task.noise.sigma", "task.noise.peak", "method.radius", "method.steps", "seed")
 """Always columns of the collected table where a configuration has them, and the first to tell points apart."""
 
-# How and where a point is run, not what is computed.
-_PLACEMENT = ("logger", "hydra", "experiment", "checkpoint_every_seconds", "force", "pack", "data.batch_size")
-_PLACEMENT += ("data.shard", "trainer.accelerator", "trainer.devices")
+# A batch only rounds otherwise.
+_PLACEMENT = (*PLACEMENT, "data.batch_size")
 # task.radius acts only through method.radius, and only on the methods that have one.
 _NO_DIFFERENCE = (*_PLACEMENT, "data.limit", "task.radius")
 
@@ -74,7 +75,7 @@ def varying(all_settings: Sequence[Settings]) -> list[str]:
     found: dict[tuple[Any, ...], str] = {}
     for key in sorted(_keys(all_settings), key=_prominence):
         column = tuple(_comparable(entry.get(key)) for entry in all_settings)
-        if len({*zip(names, column, strict=True)}) > len({*names}) and not _is(key, _PLACEMENT):
+        if len({*zip(names, column, strict=True)}) > len({*names}) and not is_below(key, _PLACEMENT):
             found.setdefault(column, key)
     return list(found.values())
 
@@ -87,7 +88,7 @@ def telling(all_settings: Sequence[Settings], given: Sequence[Sequence[Any]] = (
     known = [tuple(_comparable(column[i]) for column in given) for i in range(len(all_settings))]
     kept: list[str] = []
     for key in varying(all_settings):
-        if _is(key, _NO_DIFFERENCE):
+        if is_below(key, _NO_DIFFERENCE):
             continue
         finer = [(*known[i], _comparable(entry.get(key))) for i, entry in enumerate(all_settings)]
         if len(set(finer)) > len(set(known)):
@@ -147,10 +148,6 @@ def _keys(all_settings: Sequence[Settings]) -> list[str]:
 def _comparable(value: Any) -> Any:
     """Truth values and numbers are told apart, 1 and 1.0 are not."""
     return (type(value).__name__, value) if isinstance(value, bool) else value
-
-
-def _is(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _prominence(key: str) -> tuple[int, int, str]:

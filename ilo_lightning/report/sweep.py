@@ -59,7 +59,7 @@ class Problem:
 
 @dataclass
 class Point:
-    """One configuration, or one shard of it.
+    """One configuration.
 
     Args:
         sweep: the directory that was asked for, as it was given.
@@ -67,7 +67,6 @@ class Point:
         config: the resolved configuration, empty if it is lost.
         whole: whether that is all of it.
         identity: SHA-256 (hex) of what makes its results these results, if that is known.
-        shard: ``i/n`` if the folder holds a part of the images.
         state: one of `STATES`.
         error: why it failed.
         rows: of results.jsonl, one per image.
@@ -79,7 +78,6 @@ class Point:
     config: dict[str, Any] = field(default_factory=dict)
     whole: bool = False
     identity: str | None = None
-    shard: str | None = None
     state: str = MISSING
     error: str | None = None
     rows: list[Row] = field(default_factory=list)
@@ -170,11 +168,8 @@ def read_point(folder: Path, name: str, sweep: str, problems: list[Problem]) -> 
     known = {key: parts[key] for key in ("task", "method", "baseline", "seed") if key in parts}
     point.config, point.whole = config or known, bool(config)
     point.identity = record.get("identity")
-    data = point.config.get("data")
-    shard = (data.get("shard") if isinstance(data, dict) else None) or record.get("shard")
-    point.shard = None if shard is None else str(shard)
     images = parts.get("images")
-    expected = len(images) if isinstance(images, list) and not point.shard else None
+    expected = len(images) if isinstance(images, list) else None
     point.rows = reader.read(expected)
     _add_scores(folder, point.rows, problems)
     if point.rows and not point.config:

@@ -1,4 +1,4 @@
-"""Points as a reader sees them: the shards of one, and its repetitions in other folders, are one unit."""
+"""Points as a reader sees them: one whose results are in several folders is one unit."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from pathlib import Path
 from .sweep import DONE, FAILED, MISSING, RUNNING, UNFINISHED, Point
 
 _BEST_FIRST = (DONE, RUNNING, UNFINISHED, FAILED, MISSING)  # of two folders that hold the same
-_WORST_FIRST = (FAILED, UNFINISHED, MISSING, RUNNING, DONE)  # of shards that make up a point
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One configuration, with all its shards.
+    """One configuration.
 
     Args:
         numbers: of its points in the collection.
-        state: that of its worst shard.
+        state: the best of its folders'.
     """
 
     numbers: tuple[int, ...]
@@ -44,12 +43,7 @@ def _prefixes(sweeps: Sequence[str]) -> dict[str, str]:
 
 
 def _unit(points: Sequence[Point], numbers: Sequence[int], prefixes: Mapping[str, str]) -> Unit:
-    shards: dict[str | None, Point] = {}
-    for number in numbers:
-        point, other = points[number], shards.get(points[number].shard)
-        if other is None or _BEST_FIRST.index(point.state) < _BEST_FIRST.index(other.state):
-            shards[point.shard] = point
-    worst = min(shards.values(), key=lambda point: _WORST_FIRST.index(point.state))
+    best = min((points[number] for number in numbers), key=lambda point: _BEST_FIRST.index(point.state))
     first = points[numbers[0]]
     name = f"{prefixes[first.sweep]}{first.name}{f' (+{len(numbers) - 1})' if len(numbers) > 1 else ''}"
-    return Unit(tuple(numbers), name, worst.state, worst.error)
+    return Unit(tuple(numbers), name, best.state, best.error)

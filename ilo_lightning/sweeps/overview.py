@@ -42,13 +42,14 @@ class Entry:
         return _there(self.plan.directory, redo)
 
 
-def entries(sweep: Path, ahead: float | None = None) -> list[Entry]:
+def entries(sweep: Path, ahead: float | None = None, damaged: list[Path] | None = None) -> list[Entry]:
     """Every point of a sweep: those that were planned, in that order, then others that are there.
 
     Args:
         ahead: of the file server's clock (see ``lease.look``).
+        damaged: plans that can't be read are added to it.
     """
-    planned: dict[Point, Plan] = {point: plan for plan in read_plans(sweep) for point in plan.points}
+    planned: dict[Point, Plan] = {point: plan for plan in read_plans(sweep, damaged) for point in plan.points}
     found = [
         Entry(point, status.find(sweep / point.folder, Shard.parse(point.shard), ahead), plan)
         for point, plan in planned.items()
@@ -75,7 +76,10 @@ def main(arguments: Sequence[str]) -> int:
     ahead = clock_ahead(sweep)
     if ahead is not None and abs(ahead) > SKEW:
         print(f"clock skew: this machine and the file server differ by {abs(ahead):.0f} s", file=sys.stderr)
-    found = entries(sweep, ahead)
+    damaged: list[Path] = []
+    found = entries(sweep, ahead, damaged)
+    for path in damaged:
+        print(f"{path}: damaged; which points were planned in it can't be told", file=sys.stderr)
     if not found:
         print(f"error: {sweep}: holds no points of a sweep", file=sys.stderr)
         return REFUSED

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_atomically
-from ..identity import identity
+from ..identity import PLACEMENT, identity, is_below, without
+from .shard import Shard
 
-NEUTRAL = ("hydra", "logger", "trainer.accelerator", "force", "data.shard", "checkpoint_every_seconds", "pack")
-"""Entries (with all below them) that change how a point is computed, and not what: its folder stays the same."""
-UNNAMED = (*NEUTRAL, "trainer")
+UNNAMED = (*PLACEMENT, "trainer")
 """Overrides that are not in the name of its folder; a trainer's precision is in the hash."""
 MAX_NAME = 120
 
@@ -69,36 +68,35 @@ class Plan:
         write_atomically(sweep / name, json.dumps(content, indent=1) + "\n")
 
 
-def read_plans(sweep: Path) -> list[Plan]:
-    """The plans of a sweep, in the order in which they were last begun; what can't be read is left out."""
+def read_plans(sweep: Path, damaged: list[Path] | None = None) -> list[Plan]:
+    """The plans of a sweep, in the order in which they were last begun; what can't be read is left out, and added to
+    ``damaged``."""
     plans = []
     for path in sorted(sweep.glob("plan-*.json"), key=lambda path: path.stat().st_mtime):
         try:
-            content = json.loads(path.read_text())
-            points = [Point(**point) for point in content["points"]]
-            plans.append(Plan(content["command"], content["directory"], points))
+            plans.append(_parse(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError):
-            continue
+            if damaged is not None:
+                damaged.append(path)
     return plans
 
 
-def is_below(key: str, names: Sequence[str]) -> bool:
-    """Whether a dotted key is one of ``names``, or below one."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+def _parse(text: str) -> Plan:
+    """Raises ValueError, KeyError or TypeError for what is no plan."""
+    content = json.loads(text)
+    plan = Plan(content["command"], content["directory"], [Point(**point) for point in content["points"]])
+    for point in plan.points:
+        Shard.parse(point.shard)
+    words = [plan.directory, *plan.command]
+    words += [word for point in plan.points for word in (point.folder, *point.overrides)]
+    if not all(isinstance(word, str) for word in words):
+        raise ValueError("not a plan")
+    return plan
 
 
 def key_of(override: str) -> str:
     """The dotted key that an override sets."""
     return override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
-
-
-def without_neutral(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration without its ``NEUTRAL`` entries."""
-    kept = {}
-    for key, value in tree.items():
-        if not is_below(f"{prefix}{key}", NEUTRAL):
-            kept[key] = without_neutral(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-    return kept
 
 
 def shard_of(overrides: Sequence[str]) -> str | None:
@@ -139,7 +137,7 @@ def digest_of(base: Mapping[str, Any], values: Mapping[str, Any]) -> str:
             place[last] = value
         else:  # an entry of a list, say
             tree[f"{key}="] = value
-    return identity(without_neutral(tree))[:12]
+    return identity(without(tree, PLACEMENT))[:12]
 
 
 def folder_of(digest: str, overrides: Sequence[str], swept: Collection[str], known: Mapping[str, str]) -> str:

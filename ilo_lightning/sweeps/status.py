@@ -94,20 +94,41 @@ def write(folder: Path, status: Status) -> None:
         warnings.warn(f"{path}: can't be written ({error}); going on", stacklevel=2)
 
 
-def read(folder: Path) -> list[Status]:
-    """Of a point and its shards; what can't be read is left out."""
-    known, found = {entry.name for entry in fields(Status)}, []
+def read(folder: Path, damaged: list[str] | None = None) -> list[Status]:
+    """Of a point and its shards; what can't be read is left out, and its name added to ``damaged``."""
+    found = []
     try:
         names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"status(-\d+-of-\d+)?\.json", name))
     except OSError:
         return []
     for name in names:
         try:
-            entries = json.loads((folder / name).read_text())
-            found.append(Status(**{key: value for key, value in entries.items() if key in known}))
-        except (OSError, ValueError, TypeError, AttributeError):
-            continue
+            found.append(_parse((folder / name).read_text()))
+        except (OSError, ValueError):
+            if damaged is not None:
+                damaged.append(name)
     return found
+
+
+_WORDS = ("error", "traceback", "host", "job", "gpus", "started", "ended")
+
+
+def _parse(text: str) -> Status:
+    """Raises ValueError for what is no status, or not all of one."""
+    entries, known = json.loads(text), {entry.name for entry in fields(Status)}
+    if not isinstance(entries, dict) or entries.get("state") not in (RUNNING, DONE, FAILED, INTERRUPTED):
+        raise ValueError("no status")
+    status = Status(**{key: value for key, value in entries.items() if key in known})
+    Shard.parse(status.shard)
+    images, stamps = status.images or {}, status.inputs
+    kinds = ((status.shard, str), (status.version, str), (status.attempt, int), (status.overrides, list | tuple))
+    kinds += ((status.exit_code, int | None), (images, dict), (stamps, dict))
+    kinds += tuple((getattr(status, name), str | None) for name in _WORDS)
+    whole = all(isinstance(value, kind) for value, kind in kinds)
+    whole = whole and all(isinstance(count, int) for count in images.values())
+    if not whole or not all(isinstance(stamp, str) for stamp in stamps.values()):
+        raise ValueError("not all of a status")
+    return status
 
 
 def unite(folder: Path, shard: Shard) -> None:
@@ -144,7 +165,8 @@ def find(folder: Path, shard: Shard | None = None, ahead: float | None = None) -
     Args:
         ahead: of the file server's clock, where known (see ``lease.look``).
     """
-    statuses = read(folder)
+    damaged: list[str] = []
+    statuses = read(folder, damaged)
     finished = (folder / RESULTS).is_file()
     if shard is not None and shard.count > 1:
         own = [status for status in statuses if status.shard == str(shard)]
@@ -169,6 +191,8 @@ def find(folder: Path, shard: Shard | None = None, ahead: float | None = None) -
         note = stopped[0].error
     elif statuses and Shard.parse(statuses[0].shard).count > 1:
         note = f"{len(statuses)} of {Shard.parse(statuses[0].shard).count} shards done"
+    elif damaged:
+        note = f"its {damaged[0]} is damaged; the same command goes on from its files"
     else:
         note = "its results are gone" if statuses else None
     return Finding(MISSING, note, statuses)

@@ -21,14 +21,17 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
+from hydra.errors import ConfigCompositionException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .. import __version__, slurm
 from ..exit_codes import CRASHED, DONE, REFUSED, SOME_FAILED, of_many
 from . import status
+from .admission import SweepError, check_experiment, check_logins, unknown_parameter, unset_variable
 from .inputs import stamp_of
 from .lease import Holder, clock_ahead
 from .plan import (
@@ -55,10 +58,6 @@ POLL = 10.0
 """Seconds between two looks at SLURM's queue."""
 
 
-class SweepError(ValueError):
-    """A sweep that can't begin; one line, with a remedy."""
-
-
 def register() -> None:
     """Make the sweeper known to Hydra, under its own module's name, so that jobs can unpickle it."""
     Plugins.instance().class_name_to_class[NAME] = PointSweeper
@@ -73,6 +72,7 @@ class PointSweeper(Sweeper):
     def __init__(self, max_batch_size: int | None = None, params: Mapping[str, str] | None = None) -> None:
         self.max_batch_size, self.params = max_batch_size, dict(params or {})
         self.launcher: Launcher | None = None
+        self.loggers: dict[str, DictConfig] = {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Name the sweep's folder before a launcher takes it over."""
@@ -85,9 +85,12 @@ class PointSweeper(Sweeper):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(config.hydra.sweep.dir))}")
         type(self).folder = str(config.hydra.sweep.dir)
         self.hydra_context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+        try:
+            self.launcher = Plugins.instance().instantiate_launcher(
+                hydra_context=hydra_context, task_function=task_function, config=config
+            )
+        except OmegaConfBaseException as error:
+            raise unset_variable(error, config) or error from None
 
     def sweep(self, arguments: list[str]) -> dict[Point, int]:
         """Plan, launch what is missing, and sum up. Returns the exit code of every point."""
@@ -99,6 +102,8 @@ class PointSweeper(Sweeper):
         plan.write(folder)
         forced = force_of(arguments)
         missing, codes = _sort_out(plan, folder, forced)
+        if missing:
+            check_logins(self.loggers.values())
         if forced:  # a word that all jobs of this call share, and their requeued ones
             word = f"force='call {time.time_ns()}'"
             missing = [replace(point, overrides=(*point.overrides, word)) for point in missing]
@@ -127,7 +132,9 @@ class PointSweeper(Sweeper):
 
         @functools.cache
         def composed(chosen: tuple[str, ...]) -> Mapping[str, Any]:
-            tree: Any = OmegaConf.to_container(loader.load_sweep_config(master, list(chosen)), resolve=False)
+            config = loader.load_sweep_config(master, list(chosen))
+            check_experiment(chosen, config, self.params)
+            tree: Any = OmegaConf.to_container(config, resolve=False)
             return {key: value for key, value in tree.items() if key != "hydra"}
 
         @functools.cache
@@ -141,15 +148,22 @@ class PointSweeper(Sweeper):
         for combination in combinations:
             groups = tuple(o for o in combination if is_group(o.lstrip("+~").partition("=")[0].partition("@")[0]))
             kind = (*groups, "", *(override.partition("=")[0] for override in combination))
+            base = composed(groups)
             if kind not in kinds:
-                loader.load_sweep_config(master, list(combination))
+                try:
+                    logger = loader.load_sweep_config(master, list(combination)).get("logger")
+                except ConfigCompositionException as error:
+                    typed = [key_of(argument) for argument in arguments]
+                    raise unknown_parameter(loader, master, self.params, groups, typed) or error from None
+                if isinstance(logger, DictConfig):
+                    self.loggers[str(logger)] = logger
                 kinds.add(kind)
             try:
                 shard = Shard.parse(shard_of(combination))
             except ValueError as error:
                 raise SweepError(str(error)) from None
             values = {key_of(override): value(override) for override in combination if override not in groups}
-            digest = digest_of(composed(groups), values)
+            digest = digest_of(base, values)
             name = folder_of(digest, combination, keys, known)
             point = Point(name, str(shard), tuple(combination))
             points.setdefault(point, point)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import wandb
 
 from ilo_lightning.dashboard import main as dashboard
+from ilo_lightning.dashboard import read_logs
 from ilo_lightning.main import main
 from tests.loggers.server import REFUSING, serving
 from tests.test_run import arguments
@@ -51,18 +53,19 @@ def test_it_shows_the_runs_of_this_sweep_only(view: dict[str, Any]):
     (runs,) = view["spec"]["section"]["runSets"]
     assert '"group"' in json.dumps(runs["filters"]) and '"noise"' in json.dumps(runs["filters"])
     columns = runs["runFeed"]["columnOrder"]
-    assert {"config:task.value.noise.sigma", "config:seed.value", "summary:psnr", "summary:failed"} <= set(columns)
+    assert {"config:task.value.noise.sigma", "summary:psnr", "summary:failed"} <= set(columns)
     assert "summary:psnr" in json.dumps(runs["sort"]) or '"psnr"' in json.dumps(runs["sort"])
 
 
 def test_error_against_swept_values_grouped_by_method(view: dict[str, Any], sweep: Path):
     lines = [panel for panel in panels(view, "Run History Line Plot") if panel["xAxis"].startswith("sweep/")]
     axes = {(panel["xAxis"], *panel["metrics"]) for panel in lines}
-    swept = ("sweep/task/noise/sigma", "sweep/seed")
-    assert axes == {(key, f"sweep/{metric}") for key in swept for metric in ("psnr", "mse", "ssim")}
+    assert axes == {("sweep/task/noise/sigma", f"sweep/{metric}") for metric in ("psnr", "mse", "ssim")}, "no seed"
+    others = [*panels(view, "Parallel Coordinates Plot"), *panels(view, "Scatter Plot")]
+    assert len(others) == 4 and "seed" not in json.dumps(others)
     assert all(panel["groupBy"] == "method.value.name" and panel["groupArea"] == "stderr" for panel in lines)
     logarithmic = {panel["xAxis"] for panel in lines if panel.get("xLogScale")}
-    assert logarithmic == {"sweep/task/noise/sigma"}, "0.02 to 0.5 spans more than a factor of ten, seeds begin at 0"
+    assert logarithmic == {"sweep/task/noise/sigma"}, "0.02 to 0.5 spans more than a factor of ten"
     points = {(panel["xAxis"], panel["yAxis"]) for panel in panels(view, "Scatter Plot")}
     assert ("config:task.value.noise.sigma", "summary:psnr") in points
     # What the charts draw is what the runs logged.
@@ -101,6 +104,22 @@ def test_the_package_reads_its_own_specification_back(view: dict[str, Any]):
 def test_without_runs_it_refuses(make, words: str, tmp_path: Path, capsys):
     assert dashboard([str(make(tmp_path)), "--entity=me", "--dry-run"]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"group": ...}, {"group": 3}, {"swept": None}, {"swept": {"seed": "x"}}, {"strips": ...}, {"method": None}, None],
+    ids=str,
+)
+def test_a_damaged_record_is_named_and_left_out(change: dict | None, sweep: Path, tmp_path: Path, capsys):
+    shutil.copytree(sweep, tmp_path / "noise", ignore=shutil.ignore_patterns("wandb", "images"))
+    first, *_ = sorted((tmp_path / "noise").glob("*/logs/wandb.json"))
+    record = json.loads(first.read_text()) | (change or {})
+    record = {key: value for key, value in record.items() if value is not ...}
+    first.write_text(json.dumps(record) if change else "{")
+    logged = read_logs(tmp_path / "noise")
+    assert logged.group == "noise" and logged.swept == {"task.noise.sigma": [0.02, 0.5]}
+    assert capsys.readouterr().err == f"{first}: damaged; left out\n"
 
 
 def test_one_run_is_no_sweep(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
@@ -149,6 +168,24 @@ def test_saving_sends_the_specification(sweep: Path, capsys, monkeypatch: pytest
     assert (sent["entityName"], sent["projectName"], sent["displayName"]) == ("lab", "ilo", "ilo noise")
     assert json.loads(sent["spec"])["section"]["panelBankConfig"]["sections"]
     assert f"workspace: {server.url}/lab/ilo?nw=" in capsys.readouterr().out
+
+
+def test_after_online_runs_it_knows_whose_they_are(
+    checkpoint: Path, pictures: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    """W&B says which entity a run belongs to where nobody named one."""
+    pytest.importorskip("wandb_workspaces", reason="wandb-workspaces is not installed: pip install -e '.[dashboard]'")
+    common = [word for word in arguments(checkpoint, pictures, tmp_path) if not word.startswith("hydra.run")]
+    log = ["logger=wandb", "logger.timeout=5", "data.limit=1", f"hydra.sweep.dir={tmp_path / 'online'}"]
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        wandb.teardown()
+        assert main(["-m", *common, "task=denoising", "task.noise.sigma=0.1,0.2", *log]) == 0
+        wandb.teardown()
+    assert dashboard([str(tmp_path / "online"), "--dry-run"]) == 0
+    assert json.loads((tmp_path / "online" / "dashboard.json").read_text())["entity"] == "me"
 
 
 def test_it_is_a_subcommand():

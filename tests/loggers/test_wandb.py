@@ -237,6 +237,21 @@ def test_a_finished_run_is_told_once(checkpoint: Path, pictures: Path, tmp_path:
     assert len(offline_runs(tmp_path)) == 1
 
 
+def test_done_anew_no_log_is_lost(checkpoint: Path, pictures: Path, tmp_path: Path):
+    """What wasn't uploaded is kept where `wandb sync FOLDER/wandb/offline-run-*` doesn't mix it with the new."""
+    command = arguments(checkpoint, pictures, tmp_path, *WANDB, "data.limit=1")
+    assert main(command) == 0
+    (first,) = offline_runs(tmp_path)
+    for count in (1, 2):
+        assert main([*command, "force=true"]) == 0
+        (now,) = tmp_path.glob("wandb/offline-run-*")
+        kept = offline_runs(tmp_path / "wandb" / "superseded")
+        assert len(kept) == count and kept[0].records == first.records and now.name != first.folder.name
+    next(now.glob("*.wandb")).with_suffix(".wandb.synced").touch()  # as W&B marks what it has uploaded
+    assert main([*command, "force=true"]) == 0
+    assert len(offline_runs(tmp_path / "wandb" / "superseded")) == 2 and len(offline_runs(tmp_path)) == 3
+
+
 def test_failed_images_are_counted_and_named(checkpoint: Path, pictures: Path, tmp_path: Path):
     folder = tmp_path / "pictures"
     shutil.copytree(pictures, folder)

@@ -210,45 +210,29 @@ def test_a_point_whose_process_was_killed(made_up: Path):
     assert not problem.lost and f"{made_up}/0: its process on node7 was killed" in problem.message
 
 
-def sharded(point: Path, folder: Path, count: int) -> list[Path]:
-    """A point's results, as so many shards in folders of their own."""
-    rows = (point / "results.jsonl").read_text().splitlines(keepends=True)
-    folders = []
-    for index in range(count):
-        shard = folder / f"shard{index + 1}"
-        shutil.copytree(point, shard)
-        shutil.rmtree(shard / "batches")
-        config = OmegaConf.load(shard / "config.yaml")
-        config.data.shard = f"{index + 1}/{count}"
-        OmegaConf.save(config, shard / "config.yaml")
-        (shard / "results.jsonl").write_text("".join(rows[index::count]))
-        folders.append(shard)
-    return folders
-
-
-def test_shards_are_as_one_point(tmp_path: Path):
-    whole = Sweep(images=7).write(tmp_path / "whole")
-    folders = [folder for point in whole for folder in sharded(point, tmp_path / "shards" / point.name, 3)]
-    one, many = collect([tmp_path / "whole"]), collect([tmp_path / "shards"])
-    assert many.problems == []
-    assert_frame_equal(key_values(table(many)), key_values(table(one)))
-    assert summarise(many) == summarise(one)
-    assert set(table(many)["shard"]) == {"1/3", "2/3", "3/3"}
-    shutil.rmtree(folders[1])
-    assert any("2 of 3 shards are there (1/3, 3/3)" in message for message in messages(tmp_path / "shards"))
-
-
-def test_repeated_shards_are_counted_once_and_named(tmp_path: Path, capsys: pytest.CaptureFixture):
-    (whole,) = Sweep(fractions=[0.1], radii=[0.1], images=6).write(tmp_path / "whole")
-    folders = sharded(whole, tmp_path / "shards", 2)
-    expected = summarise(collect([tmp_path / "shards"]))
-    shutil.copytree(folders[0], tmp_path / "shards" / "again")
-    assert summarise(collect([tmp_path / "shards"])) == expected
+def test_shards_in_folders_of_their_own_are_one_point(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """As `data.shard` leaves them with a `hydra.run.dir` for each; whoever has one twice counts it once."""
+    (whole,) = Sweep(fractions=[0.1], radii=[0.1], images=6, batch_size=2).write(tmp_path / "whole")
+    expected = key_values(table(collect([whole])))
+    for shard in (1, 2):
+        folder = tmp_path / "shards" / f"s{shard}"
+        shutil.copytree(whole, folder)
+        (folder / "results.jsonl").unlink()
+        for path in (folder / "batches").iterdir():
+            if int(path.stem) % 2 != shard - 1:
+                path.unlink()
+        (folder / f"status-{shard}-of-2.json").write_text(json.dumps({"state": "done", "shard": f"{shard}/2"}))
+    both = collect([tmp_path / "shards"])
+    assert_frame_equal(key_values(table(both)), expected)
+    assert [point.state for point in both.points] == ["unfinished"] * 2 and both.problems == []
+    shutil.copytree(tmp_path / "shards" / "s1", tmp_path / "shards" / "again")
+    assert_frame_equal(key_values(table(collect([tmp_path / "shards"]))), expected)
     assert command.collect([str(tmp_path / "shards")]) == 3
-    warning = capsys.readouterr().err
-    assert "repeats 6 results of" in warning and "counted once" in warning
+    told = capsys.readouterr()
+    assert "repeats 8 results of" in told.err and "counted once" in told.err
+    assert told.out.startswith("1 point: 1 unfinished")
     # A whole run beside its shards repeats both.
-    assert summarise(collect([tmp_path / "shards", tmp_path / "whole"])) == expected
+    assert_frame_equal(key_values(table(collect([tmp_path / "shards", whole]))), expected)
 
 
 def test_of_two_repetitions_the_better_counts(tmp_path: Path):

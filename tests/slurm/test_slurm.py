@@ -16,10 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
@@ -56,9 +58,12 @@ class Cluster:
         return subprocess.run([*ILO, *arguments], env=self.environment, capture_output=True, text=True)
 
     @contextmanager
-    def launch(self, log: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    def launch(
+        self, log: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
         with log.open("w") as file:
-            process = subprocess.Popen([*ILO, *arguments], env=self.environment, stdout=file, stderr=file)
+            variables = self.environment | dict(environment or {})
+            process = subprocess.Popen([*ILO, *arguments], env=variables, stdout=file, stderr=file)
             try:
                 yield process
             finally:
@@ -125,6 +130,7 @@ def problem(checkpoint: Path, pictures: Path) -> list[str]:
 
 
 SEEDS = ("requeued", "cancelled", "killed", "killed while it saves", "left alone", "timed out", "preempted")
+SEEDS += ("contained",)
 """What happens to the job of each seed."""
 
 
@@ -162,15 +168,28 @@ def assert_same(folder: Path, expected: Path) -> None:
         assert all(torch.equal(x.point[name], tensor) for name, tensor in y.point.tensors.items())
 
 
+def with_apptainer(folder: Path, path: str) -> dict[str, str]:
+    """Environment variables with a stand-in for Apptainer on the PATH: it notes what it runs, and hides SLURM's own
+    commands, which are in no image."""
+    (folder / "bin").mkdir()
+    (folder / "image").mkdir()
+    hidden = {"scontrol", "squeue", "sacct", "srun", "sbatch", "scancel", "sinfo"}
+    for program in (program for place in path.split(":") for program in Path(place).glob("*")):
+        link = folder / "image" / program.name
+        if program.name not in hidden and not program.name.startswith("python") and not link.is_symlink():
+            link.symlink_to(program)
+    inside = f"PATH={Path(sys.executable).parent}:{folder / 'image'}"  # a virtual environment is known by its python
+    lines = ["#!/bin/sh", f'echo "$@" >> {folder}/apptainer.log', "shift 3", f'exec env {inside} "$@"']
+    (folder / "bin" / "apptainer").write_text("\n".join([*lines, ""]))
+    (folder / "bin" / "apptainer").chmod(0o755)
+    return {"ILO_IMAGE": "image.sif", "PATH": f"{folder / 'bin'}:{path}"}
+
+
 @pytest.fixture(scope="module")
 def array(cluster: Cluster, problem: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
-    """A sweep of five points of which one is impossible, in a container; an Apptainer that only notes what it runs."""
+    """A sweep of five points of which one is impossible, in a container."""
     folder = tmp_path_factory.mktemp("array")
-    (folder / "bin").mkdir()
-    (folder / "bin" / "apptainer").write_text(f'#!/bin/sh\necho "$@" >> {folder}/apptainer.log\nshift 3\nexec "$@"\n')
-    (folder / "bin" / "apptainer").chmod(0o755)
-    environment = cluster.environment | {"ILO_IMAGE": "image.sif"}
-    environment["PATH"] = f"{folder / 'bin'}:{environment['PATH']}"
+    environment = cluster.environment | with_apptainer(folder, cluster.environment["PATH"])
     command = [*ILO, "solve", "-m", *problem, "method.steps=[4,4,4]", "seed=0,1,2,3,-1.5"]
     command += [*SLURM, "hydra/launcher=slurm_container", f"hydra.sweep.dir={folder / 'sweep'}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -212,6 +231,7 @@ class Drama:
 
     def __init__(self, folder: Path):
         self.sweep, self.limited, self.plain = folder / "sweep", folder / "limited", folder / "plain"
+        self.contained = folder / "contained"
         self.command: list[str] = []
         self.before: dict[str, dict] = {}
         self.code: dict[str, int] = {}
@@ -227,40 +247,50 @@ def drama(cluster: Cluster, problem: list[str], tmp_path_factory: pytest.TempPat
     common = [*problem, *SLURM, "hydra.launcher.gpus_per_node=null"]
     seeds = ",".join(str(seed) for seed in range(5))
     drama.command = ["solve", "-m", *common, f"seed={seeds}", f"hydra.sweep.dir={drama.sweep}"]
-    limit = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=5", f"seed={seed_of('timed out')}"]
-    limited = ["solve", "-m", *common, *limit, f"hydra.sweep.dir={drama.limited}"]
+    limit = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=5"]
+    limited = ["solve", "-m", *common, *limit, f"seed={seed_of('timed out')}", f"hydra.sweep.dir={drama.limited}"]
+    contained = ["solve", "-m", *common, *limit, f"seed={seed_of('contained')}", f"hydra.sweep.dir={drama.contained}"]
+    contained += ["hydra/launcher=slurm_container"]
+    inside = with_apptainer(tmp_path_factory.mktemp("container"), cluster.environment["PATH"])
     # Told to leave by SIGTERM alone, as where preempt_send_user_signal isn't set.
     script = drama.plain.with_suffix(".sh")
     words = " ".join(f"'{word}'" for word in [*problem, f"seed={seed_of('preempted')}", f"hydra.run.dir={drama.plain}"])
     script.write_text(f"#!/bin/sh\nsrun {' '.join(ILO)} solve {words}\n")
     options = ["--requeue", "--cpus-per-task=1", "--mem=1G", "--open-mode=append", f"--output={script}.log"]
 
-    def timed_out() -> Path | None:
-        return next(drama.limited.glob("point-*"), None)
+    def at_the_limit() -> list[Path]:
+        return [folder for sweep in (drama.limited, drama.contained) for folder in sweep.glob("point-*")]
+
+    def attempts() -> list[int]:
+        return [status(folder).get("attempt", 0) for folder in at_the_limit()]
 
     def saved() -> int:
-        folders = [*drama.sweep.glob("seed-*"), timed_out(), drama.plain]
-        return sum((folder / "batches" / "0000-ilo.ckpt").exists() for folder in folders if folder)
+        folders = [*drama.sweep.glob("seed-*"), *at_the_limit(), drama.plain]
+        return sum((folder / "batches" / "0000-ilo.ckpt").exists() for folder in folders)
 
-    with cluster.launch(script.with_name("limited.log"), *limited) as patient:
+    with (
+        cluster.launch(script.with_name("limited.log"), *limited) as patient,
+        cluster.launch(script.with_name("contained.log"), *contained, environment=inside) as outside,
+    ):
         with cluster.launch(script.with_name("sweep.log"), *drama.command):
             plain = cluster.run("sbatch", "--parsable", *options, str(script)).strip()
-            cluster.wait_for("every job has saved once", lambda: saved() == 7)
+            cluster.wait_for("every job has saved once", lambda: saved() == 8)
         jobs = {fate: status(point(drama.sweep, seed_of(fate))) for fate in SEEDS[:5]}
         cluster.run("scontrol", "requeue", jobs["requeued"]["job"])
         cluster.run("scancel", jobs["cancelled"]["job"])
         os.kill(jobs["killed"]["pid"], signal.SIGKILL)
         kill_while_it_saves(jobs["killed while it saves"]["pid"], point(drama.sweep, seed_of("killed while it saves")))
-        cluster.wait_for("the time limit", lambda: status(timed_out() or drama.plain).get("attempt") == 2)
+        cluster.wait_for("the time limit", lambda: min(attempts()) >= 2)
         drama.before = {fate: status(point(drama.sweep, seed_of(fate))) for fate in SEEDS[:5]}
         urgent = ["--partition=urgent", "--cpus-per-task=8", "--mem=1G", "--output=/dev/null", "--wrap=sleep 1"]
         cluster.run("sbatch", *urgent)
         cluster.wait_for("the preempted job comes back", lambda: status(drama.plain).get("attempt") == 2)
         slow.unlink()
-        drama.code["timed out"] = patient.wait()
+        drama.code |= {"timed out": patient.wait(), "contained": outside.wait()}
     while cluster.run("squeue", "--noheader").strip():
         time.sleep(0.5)
     drama.said = {"timed out": script.with_name("limited.log").read_text(), "plain": cluster.state(plain)}
+    drama.said["contained"] = script.with_name("contained.log").read_text()
     return drama
 
 
@@ -273,6 +303,17 @@ def kill_while_it_saves(pid: int, folder: Path) -> None:
                 os.kill(pid, signal.SIGKILL)
                 return
             os.kill(pid, signal.SIGCONT)
+
+
+def test_a_time_limit_is_no_end_in_a_container(drama: Drama, uninterrupted: Callable[[int], Path]):
+    """The job can't ask SLURM; the shell that started the container does, on the job's exit code."""
+    log = next((drama.contained / ".submitit").glob("*/*_log.out")).read_text()
+    assert "no scontrol here: exit code 75 asks to be requeued" in log and "Requeued job" in log
+    assert "Traceback" not in log
+    assert drama.code["contained"] == 0, drama.said["contained"]
+    folder = next(drama.contained.glob("point-*"))
+    assert status(folder)["attempt"] >= 2
+    assert_same(folder, uninterrupted(seed_of("contained")))
 
 
 @pytest.mark.parametrize("fate", ["requeued", "left alone"])
@@ -309,6 +350,10 @@ def test_what_was_stopped_says_so_and_the_same_command_does_it(
     assert any((point(drama.sweep, seed_of("killed while it saves")) / "batches").glob(".*.part"))
     seen = cluster.ilo("status", str(drama.sweep))
     assert seen.returncode == 3 and "5 points: 2 done, 3 missing" in seen.stdout
+    found = collected(cluster, drama.sweep)
+    finished = {str(seed_of(fate)) for fate in ("requeued", "left alone")}
+    assert {seed for seed, state in found.items() if state == "done"} == finished
+    assert {state for seed, state in found.items() if seed not in finished} == {"missing"} and len(found) == 5
     for fate in stopped:
         folder = point(drama.sweep, seed_of(fate))
         assert torch.load(folder / "batches" / "0000-ilo.ckpt", weights_only=True)["global_step"] > 0
@@ -322,3 +367,19 @@ def test_what_was_stopped_says_so_and_the_same_command_does_it(
         assert_same(folder, uninterrupted(seed_of(fate)))
         assert not any(folder.rglob("*.part")) and not (folder / ".lease").exists()
     assert cluster.ilo("status", str(drama.sweep)).returncode == 0
+    assert set(collected(cluster, drama.sweep).values()) == {"done"}
+
+
+def collected(cluster: Cluster, sweep: Path) -> dict[str, str]:
+    """State of each point by its seed, as `ilo collect` tells it; who is done has a result, and nobody else."""
+    done = cluster.ilo("collect", str(sweep))
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    table = pl.read_parquet(sweep / "collected.parquet")
+    states = dict(table.select("point", "state").unique().rows())
+    assert set(table.drop_nulls("psnr")["point"]) == {point for point, state in states.items() if state == "done"}
+    said = done.stdout + done.stderr
+    for point, state in states.items():
+        if state != "done" and status(sweep / point)["state"] == "running":  # who killed it couldn't write that down
+            assert f"{sweep / point}: its process on" in said
+    assert all(f"{count} {state}" in said for state, count in Counter(states.values()).items())
+    return {point.split("-")[1]: state for point, state in states.items()}

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
+from ilo_lightning.identity import identity
+from ilo_lightning.job import build
+from ilo_lightning.pipeline import parts_of
 from ilo_lightning.sweeps.plan import (
     Plan,
     Point,
@@ -45,6 +51,30 @@ def test_what_computes_the_same_has_the_same_digest(values: dict):
     assert digest_of(BASE, values) == digest_of(BASE, {})
 
 
+PLACED = {
+    "logger": "csv", "ops.impl": "torch", "checkpoint_every_seconds": 5, "pack": True, "data.shard": "1/2",
+    "trainer": "auto", "+trainer.benchmark": True,
+}  # fmt: skip
+CHANGED = {
+    "seed": 1, "method.radius": 0.3, "task": "inpainting", "trainer.precision": "bf16-mixed", "task.noise.sigma": 0.3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [*PLACED.items(), *CHANGED.items()])
+def test_a_point_s_folder_and_its_identity_know_the_same(key: str, value: object, checkpoint: Path, pictures: Path):
+    """What changes one changes the other; else a point would have two folders, or a folder two points."""
+    common = ["generator=stylegan2", f"generator.checkpoint={checkpoint}", f"data.path={pictures}", "task=denoising",
+              "trainer=cpu", "method.layers=[0]", "method.steps=[2]", "method.lr=[0.1]"]  # fmt: skip
+    folders, identities = set(), set()
+    for overrides in (common, [*common, f"{key}={value}"]):
+        with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
+            config = compose("config", overrides)
+        tree: Any = OmegaConf.to_container(config)
+        folders.add(digest_of(tree, {}))
+        identities.add(identity(parts_of(build(config))))
+    assert len(folders) == len(identities) == (1 if key in PLACED else 2)
+
+
 def test_what_computes_something_else_has_another():
     changes = [{}, {"seed": 1}, {"method.radius": 0.2}, {"method.radius": None}, {"method.steps.0": 1},
                {"data.path": "y"}, {"trainer.precision": "bf16-mixed"}, {"new.key": 1}]  # fmt: skip
@@ -81,8 +111,13 @@ def test_plans_are_kept_side_by_side(tmp_path: Path):
              Plan(["seed=2"], "/there", [Point("c", "1/1", ("seed=2",))])]  # fmt: skip
     for plan in (*plans, plans[0]):
         plan.write(tmp_path)
-    (tmp_path / "plan-broken.json").write_text("{")
-    assert len(list(tmp_path.glob("plan-*.json"))) == 3
+    point = '{{"command": [], "directory": "/", "points": [{}]}}'
+    points = ('{"folder": "a", "shard": "x"}', '{"folder": 3}', '{"shard": "1/1"}')
+    broken = ["{", "[]", "{}", *map(point.format, points)]
+    for number, text in enumerate(broken):
+        (tmp_path / f"plan-broken-{number}.json").write_text(text)
+    damaged: list[Path] = []
+    assert len(read_plans(tmp_path, damaged)) == 2 and len(damaged) == len(broken)
     found = {tuple(plan.command): plan for plan in read_plans(tmp_path)}
     assert found == {tuple(plan.command): plan for plan in plans}
     assert [tuple(point.overrides) for point in found["seed=0,1",].points] == [("seed=0",), ("seed=1",)]

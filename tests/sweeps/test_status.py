@@ -85,13 +85,46 @@ def test_done_needs_the_results(tmp_path: Path):
     assert find(tmp_path).state == MISSING and find(tmp_path).note == "its results are gone"
 
 
-def test_a_damaged_status_is_none(tmp_path: Path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"state": "finished"}',
+        '{"state": "done", "shard": "x"}',
+        '{"state": "done", "shard": "3/2"}',
+        '{"state": "done", "shard": null}',
+        '{"state": "done", "attempt": "2"}',
+        '{"state": "done", "images": 3}',
+        '{"state": "done", "images": {"done": "2"}}',
+        '{"state": "done", "inputs": []}',
+        '{"state": "done", "inputs": {"/a": 1}}',
+        '{"state": "done", "version": null}',
+        '{"state": "failed", "error": 7}',
+        '{"state": "failed", "exit_code": "x"}',
+    ],
+)
+def test_a_damaged_status_is_none(text: str, tmp_path: Path):
+    """Nobody stumbles over it, and it says so."""
     work(tmp_path)
-    (tmp_path / "status.json").write_text("{")
+    (tmp_path / "status.json").write_text(text)
     (tmp_path / "results.jsonl").unlink()
-    assert find(tmp_path).state == MISSING
+    assert find(tmp_path).state == MISSING and "its status.json is damaged" in str(find(tmp_path).note)
+    assert find(tmp_path, Shard(1, 2)).state == MISSING
     work(tmp_path)
-    assert find(tmp_path).state == DONE
+    assert find(tmp_path).state == DONE and find(tmp_path).statuses[0].attempt == 1
+
+
+def test_every_status_that_was_written_is_read(tmp_path: Path):
+    for number, state in enumerate((RUNNING, DONE, FAILED, status.INTERRUPTED), 1):
+        said = begin(Holder.here(), Shard(number, 4), ["seed=0"], {"/a": "b"}, number)
+        if state != RUNNING:
+            said = said.end(state, 3, "broken", traceback="long", images={"done": 1, "failed": 1})
+        status.write(tmp_path, said)
+        assert said in status.read(tmp_path)
+    assert len(status.read(tmp_path)) == 4
 
 
 def test_shards_become_one_status(tmp_path: Path):

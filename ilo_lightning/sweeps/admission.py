@@ -1,0 +1,92 @@
+"""What a sweep is refused for before any of its points is launched: one line, instead of one failure per point."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..identity import is_below
+from .plan import key_of
+
+
+class SweepError(ValueError):
+    """A sweep that can't begin; one line, with a remedy."""
+
+
+def unset_variable(error: OmegaConfBaseException, master: DictConfig) -> SweepError | None:
+    """For a launcher that needs an environment variable; None for another error."""
+    found = re.search(r"Environment variable '(\w+)' not found", str(error))
+    if found is None:
+        return None
+    launcher, name = master.hydra.runtime.choices.get("hydra/launcher"), found[1]
+    return SweepError(
+        f"hydra/launcher={launcher}: the environment variable {name} is not set; {name}=… before the command sets it, "
+        f"see conf/hydra/launcher/{launcher}.yaml"
+    )
+
+
+def check_experiment(chosen: Sequence[str], config: DictConfig, params: Mapping[str, Any]) -> None:
+    """Refuse to sweep over experiments that are sweeps themselves: theirs would silently be left out.
+
+    Args:
+        chosen: the groups of a point.
+        config: what they compose.
+        params: what this sweep is over, unless the command line says something else.
+    """
+    own = dict(config.hydra.sweeper.get("params") or {})
+    if own != dict(params):
+        names = " ".join(override for override in chosen if key_of(override) == "experiment") or " ".join(chosen)
+        raise SweepError(f"{names}: sweeps over {', '.join(own)} itself, so it can't be one value among others; give "
+                         "each such experiment a command of its own")  # fmt: skip
+
+
+def unknown_parameter(
+    loader: ConfigLoader, master: DictConfig, params: Mapping[str, Any], chosen: Sequence[str], typed: Sequence[str]
+) -> SweepError | None:
+    """For a point that lacks what its experiment sweeps over, since another choice doesn't have it; None where it is
+    something else that can't be composed.
+
+    Args:
+        chosen: the groups of the point.
+        typed: the keys on the command line.
+    """
+    config, choices = loader.load_sweep_config(master, list(chosen)), master.hydra.runtime.choices
+    for key in params:
+        group = key.partition(".")[0]
+        options = loader.get_group_options(group)
+        if key in typed or "." not in key or not options or _has(config, key):
+            continue
+        others = [each for each in chosen if key_of(each) != group]
+        having = [name for name in options if _has(loader.load_sweep_config(master, [*others, f"{group}={name}"]), key)]
+        ours = [each for each in chosen if is_below(key_of(each), [group])] or [f"{group}={choices.get(group)}"]
+        experiment = choices.get("experiment")
+        what = f"experiment={experiment}" if experiment else "hydra.sweeper.params"
+        remedy = f"these do: {', '.join(having)}" if having else "leave that out"
+        return SweepError(f"{what}: sweeps over {key}, which {' '.join(ours)} does not have; {remedy}")
+    return None
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    *path, last = key.split(".")
+    section = OmegaConf.select(config, ".".join(path))
+    return isinstance(section, DictConfig) and last in section
+
+
+def check_logins(loggers: Iterable[DictConfig]) -> None:
+    """Refuse a key that W&B refuses, once and not for each point."""
+    chosen = {each.get("mode") for each in loggers if each.get("_target_") == "ilo_lightning.loggers.WandbLog"}
+    if not chosen:
+        return
+    from ..loggers.base import LoggerError
+    from ..loggers.wandb_login import choose_mode
+
+    for mode in chosen:
+        try:
+            choose_mode(mode)
+        except LoggerError as error:
+            raise SweepError(str(error)) from None
