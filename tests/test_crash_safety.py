@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ WRITES = 120
 """Calls of fsync and replace, about: of a run that begins anew, some more."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """A command, and what it gives if nobody interrupts it."""
+    """A command, and what it gives if nobody interrupts it. ``seconds``: the shortest time that took so far, since the
+    first run may have been slowed down by others, and signals are sent while a run lasts."""
 
     ilo: WarmCommand
     command: list[str]
@@ -40,6 +42,14 @@ class Run:
 
     def start(self, folder: Path, **how: Any):
         return self.ilo.start("solve", *self.command, f"hydra.run.dir={folder}", cwd=folder.parent, **how)
+
+    @contextmanager
+    def timed(self, folder: Path) -> Iterator[None]:
+        """Learn how long a run takes, if it begins anew and comes to its end."""
+        anew, began = not folder.exists(), time.monotonic()
+        yield
+        if anew and (folder / "results.jsonl").exists():
+            self.seconds = min(self.seconds, time.monotonic() - began)
 
     def check(self, folder: Path) -> None:
         """The run in a folder has finished, with the same results bit for bit."""
@@ -99,11 +109,12 @@ def test_killed_again_and_again(when: str, run: Run, tmp_path: Path):
     folder = tmp_path / "run"
     kills = ends = halves = 0
     while kills < 30:
-        process = run.start(folder, **({"die_at": rng.randint(1, WRITES)} if when == "a write" else {}))
-        if when == "any time":
-            time.sleep(rng.uniform(0.1, 1) * run.seconds)
-            process.kill(signal.SIGKILL)
-        done = process.wait()
+        with run.timed(folder):
+            process = run.start(folder, **({"die_at": rng.randint(1, WRITES)} if when == "a write" else {}))
+            if when == "any time":
+                time.sleep(rng.uniform(0.1, 1) * run.seconds)
+                process.kill(signal.SIGKILL)
+            done = process.wait()
         assert shell_code(done) in (0, 137), done.stderr
         assert "Traceback" not in done.stderr
         if done.returncode:
@@ -128,11 +139,12 @@ def test_asked_to_stop_again_and_again(signum: signal.Signals, code: int, run: R
     folder = tmp_path / "run"
     stops, slowest = 0, 0.0
     while stops < 10:
-        process = run.start(folder)
-        time.sleep(rng.uniform(0.05, 1) * run.seconds)
-        process.kill(signum)
-        asked = time.monotonic()
-        done = process.wait()
+        with run.timed(folder):
+            process = run.start(folder)
+            time.sleep(rng.uniform(0.05, 1) * run.seconds)
+            process.kill(signum)
+            asked = time.monotonic()
+            done = process.wait()
         assert shell_code(done) in (0, code), done.stderr
         assert "Traceback" not in done.stderr
         if shell_code(done) == code:
