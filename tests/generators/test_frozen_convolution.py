@@ -18,7 +18,7 @@ from ilo_lightning.ops import styled_act, use
 from tests.networks import rngs, small_stylegan2
 
 Case = tuple[StyledConv, list[Tensor], Tensor]
-"""A frozen layer; x, w, noise; the FIR kernel."""
+"""A frozen layer; x, style, noise; the FIR kernel."""
 
 
 def case(up: bool, batch: int = 2, clamp: float | None = None, gain: float = 1.0, taps=(1, 3, 3, 1), size=6) -> Case:
@@ -28,7 +28,7 @@ def case(up: bool, batch: int = 2, clamp: float | None = None, gain: float = 1.0
         for parameter in layer.parameters():
             nn.init.normal_(parameter)
         side = 2 * size if up else size
-        shapes = (batch, 3, size, size), (batch, 5), (batch, 1, side, side)
+        shapes = (batch, 3, size, size), (batch, 3), (batch, 1, side, side)
         inputs = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     return layer.requires_grad_(False), inputs, fir_kernel(4.0, taps).double()
 
@@ -90,8 +90,8 @@ def test_gradients_of_gradients(name: str, method: str):
 
 
 def test_without_noise(method: str):
-    layer, (x, w, _), fir = case(up=False)
-    ours, expected = (each(x, w, None, fir) for each in (layer, trainable(layer)))
+    layer, (x, style, _), fir = case(up=False)
+    ours, expected = (each(x, style, None, fir) for each in (layer, trainable(layer)))
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-11)
 
 
