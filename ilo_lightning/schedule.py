@@ -429,10 +429,11 @@ _EXAMPLES = {"radii": "rgb: 0.1", "lr_scale": "rgb: 0.2", "penalties": "geocross
 def _free_per_stage(free: Any, stages: int) -> list[tuple[str, ...]]:
     """The free variables of each stage, from names of variables or from codes of letters."""
     hint = f"expected a list of variables, such as [latent], or a code of the letters {', '.join(CODES)}"
+    given = free
     if isinstance(free, str):
         free = [free] * stages if set(free) <= set(CODES) and free else None
     if not isinstance(free, Sequence) or not all(isinstance(name, str) for name in free):
-        raise ScheduleError(f"method.free={free}: {hint}")
+        raise ScheduleError(f"method.free={given}: {hint}")
     if not free or not all(name and set(name) <= set(CODES) for name in free):
         return [tuple(free)] * stages
     codes = _per_stage("method.free", free, stages)

@@ -17,6 +17,8 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image
 
+from ilo_lightning.schedule import PENALTIES
+
 PROTOCOLS = {
     "mse": "mean squared error over all pixels and channels of an image, clipped to [-1, 1] and mapped to [0, 1]",
     "psnr": "10·log10(1 / mse) in dB per image: data range 1 on [0, 1]; infinite for identical images",
@@ -186,17 +188,33 @@ def _method(name: str, layers: list[int], radius: float | None) -> dict[str, Any
         "_target_": "ilo_lightning.schedule.Method.from_config",
         "name": name,
         "space": None,
+        "start": "random",
         "noise": "zero",
+        "restarts": 1,
         "layers": layers,
         "steps": [200 // len(layers)] * len(layers),
         "lr": [0.1] * len(layers),
         "free": ["latent", "activation", "rgb"] if len(layers) > 1 else ["latent"],
         "noise_maps": None,
-        "lr_scale": {"latent": 1, "activation": 1, "rgb": 0.2, "noise": 1},
+        "noise_lookahead": None,
+        "lr_scale": {"latent": 1, "style": 1, "activation": 1, "rgb": 0.2, "noise": 1},
         "radius": radius,
         "radius_mode": "relative",
-        "radii": {"latent": None, "rgb": radius, "noise": None},
+        "radii": {"latent": None, "style": None, "rgb": radius, "noise": None},
         "center": "previous",
+        "range_steps": 50,
+        "reset": [],
         "optimizer": "adam",
+        "ramp": "cosine",
+        "rampdown": 0.75,
+        "penalties": dict.fromkeys(PENALTIES, 0),
+        "floor": 0,
+        "sigma": None,
+        "jitter": 0,
         "spheres": ["latent"],
+        "standardize": [],
+        "keep": "best",
+        "rank": "data_fit",
+        "samples": 0,
+        "burn_in": 0,
     }

@@ -35,6 +35,8 @@ def test_composes_and_instantiates(group: str, name: str, tmp_path: Path):
         overrides.append(f"generator.checkpoint={tmp_path / 'own.safetensors'}")
     if (group, name) == ("generator", "mnist_vae"):  # three layers; the methods name four
         overrides += ["method.layers=[0,1,2]", "method.steps=[1,1,1]", "method.lr=[0.1,0.1,0.1]"]
+    if (group, name) in (("generator", "pixels"), ("generator", "wavelets")):  # one layer; the methods for it
+        overrides.append(f"method={'lasso' if name == 'wavelets' else 'total_variation'}")
     if (group, name) == ("method", "langevin"):
         overrides.append("task=denoising")  # of a measurement without noise there is no posterior
     if (group, name) == ("generator", "dcgan") and importlib.util.find_spec("gan_face_generate") is None:
