@@ -149,7 +149,7 @@ class InverseProblem(pl.LightningModule):
         stage, first = self.stage, self.schedule[0]
         free = {name: tensor.clone().requires_grad_() for name, tensor in self._origin.tensors.items()
                 if first.frees(variable_of(name), index_of(name))}  # fmt: skip
-        compared = [name for name in ("activation", "rgb") if name in target.tensors]
+        compared = [name for name in target.tensors if name not in self._origin.tensors]
         scale = {name: target[name].flatten(1).square().sum(1).clamp_min(1e-12) for name in compared}
         optimizer = torch.optim.Adam(list(free.values()), lr=first.lr)
         best, distance = self._origin, torch.full_like(next(iter(scale.values())), torch.inf)

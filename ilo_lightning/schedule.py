@@ -129,7 +129,7 @@ class Stage:
         """Whether this stage optimises a variable (of noise: the map ``index``)."""
         if variable not in self.free:
             return False
-        return index is None or self.noise_maps is None or index < self.noise_maps
+        return variable != "noise" or index is None or self.noise_maps is None or index < self.noise_maps
 
     def time(self, step: float) -> float:
         """Where ``step`` (from 0) lies in the stage: its midpoint, in (0, 1), so that no step is taken with learning
@@ -257,9 +257,9 @@ class Method:
     @property
     def evaluations(self) -> int:
         """Generator evaluations per image that its steps take, all restarts together."""
-        return self.restarts * sum(
-            stage.steps + (stage.range_steps if stage.center == "range" else 0) for stage in self.schedule.stages
-        )
+        stages = self.schedule.stages
+        searches = [s.range_steps for s in stages if s.center == "range" and s.layer > stages[0].layer]
+        return self.restarts * (self.schedule.steps + sum(searches))
 
     def sample_steps(self) -> list[int]:
         """Of the last stage, the steps after which a sample is taken: evenly spaced, the last one included."""

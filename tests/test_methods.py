@@ -86,6 +86,13 @@ def test_what_is_claimed_is_what_the_saved_point_measures(name: str):
     for i, solution in enumerate(solve(generator, operator, measurement, SHORT[name], KEYS).solutions):
         fit = mean_squared_error(operator(generator(solution.point)), measurement.select([i])).item()
         assert fit == pytest.approx(solution.info["data_fit"], rel=1e-9)
+        method = SHORT[name]
+        assert solution.info["evaluations"] == method.evaluations + method.restarts  # one last look at each
+
+
+def test_a_limit_on_noise_maps_is_none_on_styles():
+    stage = method("three_phase", space="styles", free=["style", "noise"], noise_maps=2).schedule[0]
+    assert stage.frees("style", 5) and stage.frees("noise", 1) and not stage.frees("noise", 2)
 
 
 # --- restarts -------------------------------------------------------------------------------------------------------
