@@ -237,8 +237,8 @@ class Method:
         _choice("method.start", self.start, STARTS)
         _choice("method.keep", self.keep, KEEPS)
         _choice("method.rank", self.rank, RANKS)
-        if _count("method.restarts", self.restarts) < 1:
-            raise ScheduleError("method.restarts=0: expected at least 1, which is one start")
+        if not 1 <= _count("method.restarts", self.restarts) <= 100:
+            raise ScheduleError(f"method.restarts={self.restarts}: expected 1, which is one start, to 100")
         if self.restarts > 1 and self.start == "mean" and self.noise == "zero":
             raise ScheduleError(
                 f"method.restarts={self.restarts}: with method.start=mean and method.noise=zero all starts are the same"
