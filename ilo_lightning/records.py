@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import identity, metrics
 from .data.images import save_png, to_uint8
 from .loggers import RunLog
 from .observations import Observation, device_of, header
+from .operators.base import Measurement
 from .report.figure import Panel, save_figure
 from .schedule import Method
 from .setting import Setting
@@ -54,9 +56,10 @@ def write_image(
         reconstruction = runs[method.name]
         # What is shown and scored is what the file decodes to, on its own.
         solution = Solution.load(target / f"solution{suffix}.safetensors")
-        decoded = solution.decode(setting.generator).cpu()
+        decoded = solution.decode(setting.generator)
+        scores = _scores(setting, decoded[None], None if truth is None else truth[None], observation.measurement)
+        decoded = decoded.cpu()
         save_png(decoded.nan_to_num(nan=0.0), target / f"reconstruction{suffix}.png")
-        scores = _scores(decoded, truth)
         stages = []
         # A method that was broken off has fewer pictures than stages.
         for stage, pictures in zip(method.schedule.stages, reconstruction.strip, strict=False):
@@ -74,18 +77,21 @@ def write_image(
         }
         if "fault" in solution.info:
             outcomes[method.name]["fault"] = solution.info["fault"]
+        if solution.info.get("optimised"):
+            outcomes[method.name]["optimised"] = solution.info["optimised"]
     if truth is not None:
         panels.append(_panel("truth", truth))
     save_figure(panels, target / "figure.png")
     log.picture(observation.name, panels)
     outcome = outcomes[setting.method.name]
+    protocols = {**metrics.PROTOCOLS, **{net.name: net.protocol for net in setting.judges}}
     return {
         "image": observation.name,
         "index": member,
         "digest": observation.digest,
         "task": setting.task_name,
         **outcome,
-        "protocols": {name: metrics.PROTOCOLS[name] for name in outcome["metrics"]},
+        "protocols": {name: protocols[name] for name in outcome["metrics"]},
         "baseline": outcomes.get(setting.baseline.name) if setting.baseline else None,
         "seed": setting.seed,
         "operator_seed": setting.config.get("task", {}).get("seed"),
@@ -101,12 +107,17 @@ def _suffix(setting: Setting, method: Method) -> str:
     return "" if method is setting.method else f"-{method.name}"
 
 
-def _scores(image: Tensor, truth: Tensor | None) -> dict[str, float | None]:
-    """Metrics of one image; none without a truth, None where one isn't finite (JSON has no NaN)."""
-    if truth is None:
-        return {}
-    values = {name: values[0] for name, values in metrics.evaluate(image[None], truth[None]).items()}
-    return {name: _finite(value) for name, value in values.items()}
+@torch.no_grad()
+def _scores(setting: Setting, image: Tensor, truth: Tensor | None, measurement: Measurement) -> dict[str, float | None]:
+    """Metrics of one image ``(1, C, H, W)``, those that need a truth where there is one; None where one isn't finite
+    (JSON has no NaN)."""
+    values: dict[str, list[float]] = {}
+    if truth is not None:
+        values |= metrics.evaluate(image.cpu(), truth)
+        values |= metrics.perceptual(image, truth.to(image.device), setting.judges)
+    predicted = setting.operator(image.to(device_of(setting.operator)))
+    values["residual"] = metrics.residual(predicted, measurement).tolist()
+    return {name: _finite(value[0]) for name, value in values.items()}
 
 
 def _finite(value: float | Tensor) -> float | None:

@@ -14,6 +14,8 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 NOISE_STARTS = ("random", "zero")
 RADIUS_MODES = ("relative", "absolute")
 CENTERS = ("previous",)
+DATA_FITS = ("mse", "perceptual", "dead_zone")
+"""The terms of a method's data fit."""
 
 
 class ScheduleError(ValueError):
@@ -147,6 +149,8 @@ class Method:
         space: latent space at layer 0; None: the generator's default.
         spheres: variables kept on their spheres: each latent vector on radius √dim, each noise map on √(H·W).
         noise: noise maps start ``random`` (drawn per image) or ``zero``.
+        data_fit: weight of each of ``DATA_FITS`` in what is minimised, and by which iterates are ranked.
+        dead_zone: errors of up to this cost nothing in the term ``dead_zone``.
     """
 
     name: str
@@ -154,8 +158,20 @@ class Method:
     space: str | None = None
     spheres: tuple[str, ...] = ()
     noise: str = "random"
+    data_fit: Mapping[str, float] = field(default_factory=lambda: {"mse": 1.0})
+    dead_zone: float = 0.1
 
     def __post_init__(self) -> None:
+        _number("method.dead_zone", self.dead_zone, finite=True)
+        if not isinstance(self.data_fit, Mapping):
+            raise ScheduleError(f"method.data_fit={self.data_fit}: expected a weight per term, such as {{mse: 1}}")
+        for name, weight in self.data_fit.items():
+            _choice("method.data_fit", name, DATA_FITS)
+            _number(f"method.data_fit.{name}", weight, finite=True)
+        if not any(self.data_fit.values()):
+            raise ScheduleError(
+                f"method.data_fit={dict(self.data_fit)}: nothing is minimised; use method.data_fit.mse=1"
+            )
         if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.+-]*", self.name):
             raise ScheduleError(f"method.name={self.name}: expected letters, digits, _ . + -: files are named after it")
 
@@ -177,6 +193,8 @@ class Method:
         space: str | None = None,
         spheres: Sequence[str] = (),
         noise: str = "random",
+        data_fit: Mapping[str, float] | None = None,
+        dead_zone: float = 0.1,
     ) -> Method:
         """Build a method from the fields of ``conf/method/*.yaml``.
 
@@ -198,6 +216,9 @@ class Method:
             space: latent space at layer 0; null: the generator's default.
             spheres: variables kept on their spheres: each latent vector at norm √dim, each noise map at √(H·W).
             noise: noise maps start ``random`` (drawn per image) or ``zero``.
+            data_fit: weight of ``mse``, ``perceptual`` (by the network of ``perceptual=…``) and ``dead_zone`` in what
+                is minimised; {mse: 1} unless given.
+            dead_zone: errors of up to this cost nothing in the term ``dead_zone``; in units of y.
 
         Raises:
             ScheduleError: naming the field, its value and the remedy.
@@ -249,4 +270,5 @@ class Method:
             )
             for i, (layer, stage_steps, stage_lr, maps, stage_optimizer) in enumerate(columns)
         )
-        return cls(name, Schedule(stages), space, tuple(spheres), noise)
+        fit = {"mse": 1.0} if data_fit is None else data_fit
+        return cls(name, Schedule(stages), space, tuple(spheres), noise, fit, dead_zone)
