@@ -18,6 +18,8 @@ import torch
 
 from . import __version__, identity
 from .files import locate
+from .losses.trunks import SOURCE
+from .losses.trunks import TRUNK_FILES as LPIPS_TRUNKS
 from .ops import extension, implementation, toolchain
 
 Row = tuple[str, str, str]  # what, its state, why or where
@@ -25,12 +27,6 @@ Row = tuple[str, str, str]  # what, its state, why or where
 OPERATIONS = ("styled_act", "bias_act", "upfirdn2d", "l1_ball")
 CPU_ONLY = ("styled_act",)  # on CUDA, bias_act does most of it
 PACKAGES = ("torchvision", "pytorch-lightning", "hydra-core", "torchmetrics", "safetensors", "ninja")
-# The trunk of each LPIPS net, as torchvision names the file that it downloads; the lpips package brings only the heads.
-LPIPS_TRUNKS = {
-    "alex": "alexnet-owt-7be5be79.pth",
-    "vgg": "vgg16-397923af.pth",
-    "squeeze": "squeezenet1_1-b8a52dc0.pth",
-}
 CHECKPOINTS = (".safetensors", ".pt", ".pth", ".pkl")
 DEVICE_PATIENCE_SECONDS = 20  # a GPU driver that is broken may never answer
 
@@ -134,13 +130,13 @@ def perceptual_weights() -> Iterator[Row]:
             yield (
                 f"lpips {net}",
                 "no trunk",
-                f"is downloaded; offline, put https://download.pytorch.org/models/{name} into {trunks}",
+                f"put {SOURCE}/{name} into {trunks}",
             )
     version = _version("stlpips_pytorch")
     yield (
         "st-lpips",
         version or "missing",
-        "" if version else "pip install --no-deps stlpips_pytorch (64 MB, works offline)",
+        "" if version else "pip install 'ilo-lightning[stlpips]' (64 MB, complete)",
     )
 
 

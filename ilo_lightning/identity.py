@@ -31,7 +31,7 @@ Neither the folder of a point nor its identity knows them, and no table tells po
 
 _TOLD = (
     "data.limit", "data.path", "data.batch_size", "task.mask", "task.operator.mask", "generator.checkpoint",
-    "generator.sha256", "generator.label",
+    "generator.sha256", "generator.label", "perceptual.trunk",
 )  # fmt: skip
 """Entries that are told by what they lead to: images, batches, weights, a mask."""
 

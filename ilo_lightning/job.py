@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from . import identity
@@ -25,6 +25,7 @@ from .files import write_atomically
 from .generators.base import LayeredGenerator
 from .interrupt import Interrupted, StopRequest, Taken, listen
 from .loggers import RunInfo, RunLog
+from .losses import PerceptualFit, PerceptualNet
 from .observations import MODES, Measured, Observations, Simulated
 from .operators.base import ForwardOperator
 from .operators.noise import NoiseModel
@@ -40,7 +41,7 @@ from .sweeps.shard import Shard
 
 # ScheduleError, DataError, CheckpointError, RehearsalError and RunError are ValueErrors.
 REFUSALS = (ValueError, OSError, OmegaConfBaseException)
-SECTIONS = ("task", "generator", "method", "data", "trainer", "logger")
+SECTIONS = ("task", "generator", "method", "perceptual", "data", "trainer", "logger")
 
 T = TypeVar("T")
 
@@ -154,7 +155,7 @@ def instantiate(config: Any, field: str, kind: type[T], **more: Any) -> T:
     except (Exception, SystemExit) as error:  # whatever a user's own module raises
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         message = renamed(str(cause), field)
-        if not isinstance(cause, ValueError) or not re.match(r"(task|generator|method|baseline)\b", message):
+        if not isinstance(cause, ValueError) or not re.match(r"(task|generator|method|baseline|perceptual)\b", message):
             message = f"{field}._target_={target}: {one_line(cause)}"
         raise RunError(message) from error
     if not isinstance(made, kind):
@@ -175,16 +176,27 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
     for name in SECTIONS:
         if not isinstance(config[name], DictConfig):
             raise RunError(f"{name}={config[name]}: expected a section of options, see conf/{name}")
+    method = instantiate(config.method, "method", Method)
+    baseline = instantiate(config.baseline, "baseline", Method) if config.get("baseline") else None
+    perceptual = None
+    if config.perceptual.name != "none":
+        if any(it and it.data_fit.get("perceptual") for it in (method, baseline)):
+            perceptual = instantiate(config.perceptual, "perceptual", PerceptualFit)
+        else:
+            print(f"perceptual={config.perceptual.name}: not used, as {method.name} gives it no weight; "
+                  "method.data_fit.perceptual=1 does", file=sys.stderr)  # fmt: skip
+    judges = judges_of(config)
     shard = Shard.parse(config.data.get("shard"))
     generator = generator_of(config)
-    baseline = config.get("baseline")
     operator, observations = build_observations(config, generator)
     return Setting(
         config=identity.without(values, (*identity.PLACEMENT, "trainer")),  # its precision is a part of its own
         generator=generator,
         operator=operator,
-        method=instantiate(config.method, "method", Method),
-        baseline=instantiate(baseline, "baseline", Method) if baseline else None,
+        method=method,
+        baseline=baseline,
+        perceptual=perceptual,
+        judges=judges,
         observations=observations,
         batch_size=config.data.batch_size,
         seed=config.seed,
@@ -197,6 +209,30 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
         pack=config.get("pack", False),
         yaml=as_yaml(config),
     )
+
+
+def judges_of(config: DictConfig) -> list[PerceptualNet]:
+    """The networks that ``metrics.perceptual`` names. One that is the loss's too is read from the same file.
+
+    Raises:
+        PerceptualError: naming the field, its value and the remedy.
+    """
+    section = config.get("metrics", {})
+    if not isinstance(section, Mapping | DictConfig):
+        raise RunError(f"metrics={section}: expected a section with perceptual and size, see conf/config.yaml")
+    named = section.get("perceptual")
+    names = list(named) if isinstance(named, ListConfig) else [named or "none"]
+    loss = config.get("perceptual") or {}
+    return [
+        PerceptualNet.open(
+            name,
+            loss.get("trunk") if name == loss.get("name") else None,
+            size=section.get("size"),
+            field="metrics.perceptual",
+        )
+        for name in dict.fromkeys(names)
+        if name != "none"
+    ]
 
 
 def build_log(config: DictConfig, setting: Setting, folder: Path) -> RunLog:

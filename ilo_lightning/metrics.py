@@ -1,15 +1,21 @@
 """How good a reconstruction is. Every metric has one pinned protocol, whose description is reported with the number.
 
 Images are ``(B, C, H, W)`` in [-1, 1]; what lies outside is clipped. They are mapped to [0, 1], so the data range is 1.
-Everything is computed in float64, per image; no image influences another.
+Everything but perceptual distances is computed in float64, per image; no image influences another.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .losses import PerceptualNet
+    from .operators.base import Measurement
 
 _SSIM_WINDOW = 11
 _SSIM_STRIP = 64  # rows
@@ -21,7 +27,12 @@ PROTOCOLS: dict[str, str] = {
         "torchmetrics' SSIM on [0, 1], data range 1, Gaussian window 11×11 with sigma 1.5, k1 0.01, k2 0.03; "
         "reflected borders count, channels averaged"
     ),
+    "residual": (
+        "root of the weighted mean of (A(x) - y)² over the observed entries, in units of y; x as saved, not clipped; "
+        "needs no truth"
+    ),
 }
+"""Of a perceptual distance: ``PerceptualNet.protocol``."""
 
 
 def mse(x: Tensor, truth: Tensor) -> Tensor:
@@ -76,8 +87,26 @@ def ssim(x: Tensor, truth: Tensor) -> Tensor:
     return total / x[0].numel()
 
 
+def residual(prediction: Tensor, measurement: Measurement) -> Tensor:
+    """How far A(x) is from y, ``(B,)`` in float64; 0 where all observed entries agree. See `PROTOCOLS`."""
+    from .losses import mean_squared_error
+
+    return mean_squared_error(prediction.detach().double(), measurement.to(prediction.device, torch.float64)).sqrt()
+
+
+def perceptual(x: Tensor, truth: Tensor, nets: Iterable[PerceptualNet]) -> dict[str, list[float]]:
+    """Distances to the truth by networks: name -> one number per image.
+
+    Raises:
+        ValueError: if the two are not batches of images of one shape.
+    """
+    x, truth = (2 * image.float() - 1 for image in _unit_range(x, truth))
+    with torch.no_grad():
+        return {net.name: net(x, truth).tolist() for net in nets}
+
+
 def evaluate(x: Tensor, truth: Tensor) -> dict[str, list[float]]:
-    """All metrics that apply: name -> one number per image. SSIM is left out for images below 11×11 pixels.
+    """All that need only the two: name -> one number per image. SSIM is left out for images below 11×11 pixels.
 
     Raises:
         ValueError: if the two are not batches of images of one shape.

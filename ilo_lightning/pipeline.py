@@ -160,6 +160,7 @@ def parts_of(setting: Setting, stop: StopRequest | None = None) -> dict[str, Any
         "label": provenance.get("label"),
         "weights": provenance.get("sha256") or identity.fingerprint(setting.generator),
         "images": _digests(setting.observations, stop or StopRequest()),
+        "networks": {net.name: net.sha256 for net in setting.networks},
         "precision": (setting.trainer or {}).get("precision"),
         "version": identity.versions()["ilo_lightning"],
     }
@@ -283,6 +284,7 @@ def _run_batch(
                 method,
                 keys=digests,
                 seed=setting.seed,
+                data_fit=setting.data_fit(method),
                 checkpoint=ResumeCheckpoint(
                     folder / "batches" / f"{name}.ckpt", setting.checkpoint_every_seconds, stop=stop
                 ),
@@ -296,6 +298,7 @@ def _run_batch(
                     "versions": identity.versions(),
                     "commit": identity.commit(),
                     "batch": digests,
+                    "optimised": setting.optimised(method),
                 },
             )
         except SolveError as error:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import identity, metrics
@@ -15,6 +16,7 @@ from .callbacks import PosteriorSamples
 from .data.images import save_png, to_uint8
 from .loggers import RunLog
 from .observations import Observation, device_of, header
+from .operators.base import Measurement
 from .report.figure import Panel, save_figure
 from .schedule import Method
 from .setting import Setting
@@ -35,6 +37,7 @@ def write_image(
 ) -> Row:
     """Solution, pictures and figure of one image; its row of results.jsonl. ``log`` is told of the pictures."""
     truth = observation.truth
+    pair = None if truth is None else truth[None]
     for method in setting.methods:
         if method.name in runs:
             runs[method.name].solutions[place].save(target / f"solution{_suffix(setting, method)}.safetensors")
@@ -55,9 +58,10 @@ def write_image(
         reconstruction = runs[method.name]
         # What is shown and scored is what the file decodes to, on its own.
         solution = Solution.load(target / f"solution{suffix}.safetensors")
-        decoded = solution.decode(setting.generator).cpu()
+        decoded = solution.decode(setting.generator)
+        scores = _scores(setting, decoded[None], pair, observation.measurement)
+        decoded = decoded.cpu()
         save_png(decoded.nan_to_num(nan=0.0), target / f"reconstruction{suffix}.png")
-        scores = _scores(decoded, truth)
         stages = []
         # A method that was broken off has fewer pictures than stages.
         for stage, pictures in zip(method.schedule.stages, reconstruction.strip, strict=False):
@@ -75,24 +79,30 @@ def write_image(
             "stages": stages,
         }
         if reconstruction.posterior is not None:
-            outcomes[method.name]["posterior"], more = _posterior(
-                reconstruction.posterior, place, truth, target, suffix
-            )
+            mean, more = _posterior(reconstruction.posterior, place, target, suffix)
+            outcomes[method.name]["posterior"] = {
+                "samples": reconstruction.posterior.count,
+                "metrics_of_mean": _scores(setting, mean[None], pair, observation.measurement),
+                "mean_std": _finite(reconstruction.posterior.std[place].mean()),
+            }
             panels += [_panel(f"{method.name}: {title}", image) for title, image in more.items()]
         if "fault" in solution.info:
             outcomes[method.name]["fault"] = solution.info["fault"]
+        if solution.info.get("optimised"):
+            outcomes[method.name]["optimised"] = solution.info["optimised"]
     if truth is not None:
         panels.append(_panel("truth", truth))
     save_figure(panels, target / "figure.png")
     log.picture(observation.name, panels)
     outcome = outcomes[setting.method.name]
+    protocols = {**metrics.PROTOCOLS, **{net.name: net.protocol for net in setting.judges}}
     return {
         "image": observation.name,
         "index": member,
         "digest": observation.digest,
         "task": setting.task_name,
         **outcome,
-        "protocols": {name: metrics.PROTOCOLS[name] for name in outcome["metrics"]},
+        "protocols": {name: protocols[name] for name in outcome["metrics"]},
         "baseline": outcomes.get(setting.baseline.name) if setting.baseline else None,
         "seed": setting.seed,
         "operator_seed": setting.config.get("task", {}).get("seed"),
@@ -103,18 +113,16 @@ def write_image(
     }
 
 
-def _posterior(
-    samples: PosteriorSamples, place: int, truth: Tensor | None, target: Path, suffix: str
-) -> tuple[Row, dict[str, Tensor]]:
-    """Pictures of the mean, the standard deviation and some of the samples; what the row says of them; and the first
-    two. The standard deviation is drawn from black, 0, to white, 0.2 or more, in units of [-1, 1]."""
+def _posterior(samples: PosteriorSamples, place: int, target: Path, suffix: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pictures of the mean, the standard deviation and some of the samples; the mean, and the first two, as they are
+    shown. The standard deviation is drawn from black, 0, to white, 0.2 or more, in units of [-1, 1]."""
     mean, std = samples.mean[place].float(), samples.std[place].float()
     shown = {"mean": mean, "deviation": std * 10 - 1}
     save_png(mean, target / f"posterior-mean{suffix}.png")
     save_png(shown["deviation"], target / f"posterior-std{suffix}.png")
     for index, pictures in enumerate(samples.pictures):
         save_png(pictures[place], target / f"sample-{index}{suffix}.png")
-    return {"samples": samples.count, "metrics_of_mean": _scores(mean, truth), "mean_std": _finite(std.mean())}, shown
+    return mean, shown
 
 
 def _suffix(setting: Setting, method: Method) -> str:
@@ -122,12 +130,17 @@ def _suffix(setting: Setting, method: Method) -> str:
     return "" if method is setting.method else f"-{method.name}"
 
 
-def _scores(image: Tensor, truth: Tensor | None) -> dict[str, float | None]:
-    """Metrics of one image; none without a truth, None where one isn't finite (JSON has no NaN)."""
-    if truth is None:
-        return {}
-    values = {name: values[0] for name, values in metrics.evaluate(image[None], truth[None]).items()}
-    return {name: _finite(value) for name, value in values.items()}
+@torch.no_grad()
+def _scores(setting: Setting, image: Tensor, truth: Tensor | None, measurement: Measurement) -> dict[str, float | None]:
+    """Metrics of one image ``(1, C, H, W)``, those that need a truth where there is one; None where one isn't finite
+    (JSON has no NaN)."""
+    values: dict[str, list[float]] = {}
+    if truth is not None:
+        values |= metrics.evaluate(image.cpu(), truth)
+        values |= metrics.perceptual(image, truth.to(image.device), setting.judges)
+    predicted = setting.operator(image.to(device_of(setting.operator)))
+    values["residual"] = metrics.residual(predicted, measurement).tolist()
+    return {name: _finite(value[0]) for name, value in values.items()}
 
 
 def _finite(value: float | Tensor) -> float | None:

@@ -24,6 +24,8 @@ RADIUS_MODES = ("relative", "absolute")
 CENTERS = ("previous", "range")
 KEEPS = ("best", "last", "samples")
 RANKS = ("data_fit", "loss")
+DATA_FITS = ("mse", "perceptual", "dead_zone")
+"""The terms of a method's data fit."""
 
 
 class ScheduleError(ValueError):
@@ -215,6 +217,8 @@ class Method:
         keep: the solution is the ``best`` iterate, the ``last``, or the last of several ``samples``.
         rank: what iterates and restarts are ranked by: the ``data_fit`` or the ``loss`` with its penalties.
         samples, burn_in: with ``keep`` samples: how many, and which part of the last stage comes before the first.
+        data_fit: weight of each of ``DATA_FITS`` in what is minimised, and by which iterates are ranked.
+        dead_zone: errors of up to this cost nothing in the term ``dead_zone``.
     """
 
     name: str
@@ -229,8 +233,25 @@ class Method:
     rank: str = "data_fit"
     samples: int = 0
     burn_in: float = 0.0
+    data_fit: Mapping[str, float] = field(default_factory=lambda: {"mse": 1.0})
+    dead_zone: float = 0.1
 
     def __post_init__(self) -> None:
+        _number("method.dead_zone", self.dead_zone, finite=True)
+        if not isinstance(self.data_fit, Mapping):
+            raise ScheduleError(f"method.data_fit={self.data_fit}: expected a weight per term, such as {{mse: 1}}")
+        for name, weight in self.data_fit.items():
+            _choice("method.data_fit", name, DATA_FITS)
+            _number(f"method.data_fit.{name}", weight, finite=True)
+        if not any(self.data_fit.values()):
+            raise ScheduleError(
+                f"method.data_fit={dict(self.data_fit)}: nothing is minimised; use method.data_fit.mse=1"
+            )
+        if any(stage.sigma for stage in self.schedule.stages) and [k for k, w in self.data_fit.items() if w] != ["mse"]:
+            raise ScheduleError(
+                f"method.data_fit={dict(self.data_fit)}: with method.sigma the loss is the likelihood of Gaussian "
+                "noise, which is the mean squared error alone; use method.data_fit={mse: 1} or method.sigma=null"
+            )
         if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.+-]*", self.name):
             raise ScheduleError(f"method.name={self.name}: expected letters, digits, _ . + -: files are named after it")
         _choice("method.noise", self.noise, NOISE_STARTS)
@@ -301,6 +322,8 @@ class Method:
         rank: str = "data_fit",
         samples: int = 0,
         burn_in: float = 0.0,
+        data_fit: Mapping[str, float] | None = None,
+        dead_zone: float = 0.1,
     ) -> Method:
         """Build a method from the fields of ``conf/method/*.yaml``.
 
@@ -345,6 +368,9 @@ class Method:
             rank: iterates and restarts are ranked by the ``data_fit``, or by the ``loss``, penalties included.
             samples: how many samples are kept, with ``keep=samples``, from the last stage.
             burn_in: the part of the last stage before the first sample.
+            data_fit: weight of ``mse``, ``perceptual`` (by the network of ``perceptual=…``) and ``dead_zone`` in what
+                is minimised; {mse: 1} unless given.
+            dead_zone: errors of up to this cost nothing in the term ``dead_zone``; in units of y.
 
         Raises:
             ScheduleError: naming the field, its value and the remedy.
@@ -408,18 +434,20 @@ class Method:
         )
         schedule = Schedule(stages)
         return cls(
-            name,
-            schedule,
-            schedule[0].space,
-            tuple(spheres),
-            noise,
-            tuple(standardize),
-            start,
-            restarts,
-            keep,
-            rank,
-            samples,
-            burn_in,
+            name=name,
+            schedule=schedule,
+            space=schedule[0].space,
+            spheres=tuple(spheres),
+            noise=noise,
+            standardize=tuple(standardize),
+            start=start,
+            restarts=restarts,
+            keep=keep,
+            rank=rank,
+            samples=samples,
+            burn_in=burn_in,
+            data_fit={"mse": 1.0} if data_fit is None else data_fit,
+            dead_zone=dead_zone,
         )
 
 

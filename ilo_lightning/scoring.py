@@ -20,7 +20,8 @@ from .data.images import DataError, Image, Images, load_images
 from .exit_codes import DONE, SOME_FAILED
 from .files import unpacked, write_atomically
 from .generators.base import LayeredGenerator
-from .job import REFUSALS, generator_of, refuse
+from .job import REFUSALS, generator_of, judges_of, refuse
+from .losses import PerceptualNet
 from .rehearsal import one_line
 from .report.table import print_scores
 from .setting import RunError
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str]) -> int:
             config.generator.checkpoint = options.checkpoint
         generator = generator_of(config)
         images = load_images(options.truth, generator.image_shape)
+        judges = judges_of(config)
+        for net in judges:
+            net.check_size(generator.image_shape, f"metrics.perceptual={net.name}: images of", "metrics.size")
     except REFUSALS as error:
         return refuse(error)
     try:
@@ -57,12 +61,18 @@ def main(arguments: Sequence[str]) -> int:
             folders = sorted(folder for folder in reconstructions.glob("*") if folder.is_dir())
             if not folders:
                 return refuse(RunError(f"{options.run}: holds no reconstructions"))
-            return _score(options, folders, images, generator)
+            return _score(options, folders, images, generator, judges)
     except BadZipFile as error:
         return refuse(RunError(f"{options.run}: its packed files are damaged ({error})"))
 
 
-def _score(options: argparse.Namespace, folders: Sequence[Path], images: Images, generator: LayeredGenerator) -> int:
+def _score(
+    options: argparse.Namespace,
+    folders: Sequence[Path],
+    images: Images,
+    generator: LayeredGenerator,
+    judges: Sequence[PerceptualNet],
+) -> int:
     places = {name: index for index, name in enumerate(images.names)}
     if len(folders) == len(images) == 1:
         places = {folders[0].name: 0}  # one of each need no common name
@@ -73,7 +83,7 @@ def _score(options: argparse.Namespace, folders: Sequence[Path], images: Images,
                 raise DataError(f"no picture of this name in --truth {options.truth}")
             truth = images[places[folder.name]]
             solutions = [Solution.load(path) for path in sorted(folder.glob("solution*.safetensors"))]
-            rows += [_row(folder.name, solution, generator, truth) for solution in solutions]
+            rows += [_row(folder.name, solution, generator, truth, judges) for solution in solutions]
         except (DataError, SolutionError) as error:
             print(f"image {folder.name}: {error}", file=sys.stderr)
             failed += 1
@@ -93,8 +103,13 @@ def _score(options: argparse.Namespace, folders: Sequence[Path], images: Images,
 
 
 @torch.no_grad()
-def _row(name: str, solution: Solution, generator: Any, truth: Image) -> dict[str, Any]:
-    scores = metrics.evaluate(solution.decode(generator).cpu()[None], truth.pixels[None])
+def _row(
+    name: str, solution: Solution, generator: Any, truth: Image, judges: Sequence[PerceptualNet]
+) -> dict[str, Any]:
+    pair = (solution.decode(generator).cpu()[None], truth.pixels[None])
+    scores = {**metrics.evaluate(*pair), **metrics.perceptual(*pair, judges)}
+    protocols = {**metrics.PROTOCOLS, **{net.name: net.protocol for net in judges}}
+    optimised = solution.info.get("optimised")
     values = {metric: value[0] if math.isfinite(value[0]) else None for metric, value in scores.items()}
     return {
         "image": name,
@@ -102,6 +117,7 @@ def _row(name: str, solution: Solution, generator: Any, truth: Image) -> dict[st
         "metrics": values,
         "data_fit": solution.info["data_fit"],
         "evaluations": solution.info["evaluations"],
-        "protocols": {metric: metrics.PROTOCOLS[metric] for metric in values},
+        "protocols": {metric: protocols[metric] for metric in values},
+        **({"optimised": optimised} if optimised else {}),
         "truth": truth.digest,
     }

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .generators.base import LayeredGenerator
+from .losses import DeadZone, PerceptualFit, PerceptualNet, WeightedFit, mean_squared_error
 from .observations import Observations
 from .operators.base import ForwardOperator
 from .rehearsal import (
@@ -36,6 +37,8 @@ class Setting:
             of files it makes the run's identity.
         method: what is run; ``baseline``, if any, is run first on the same measurements.
         trainer: further arguments of ``pytorch_lightning.Trainer``.
+        perceptual: the perceptual term of the methods' data fits; None where no method gives it weight.
+        judges: networks whose distances to the truth are among the metrics.
         shard: the batches that are worked on; the others may be anywhere else.
         force: begin anew what was begun without this word; None: go on.
         inputs, overrides: for the status (see ``sweeps.status``).
@@ -53,6 +56,8 @@ class Setting:
     seed: int = 0
     checkpoint_every_seconds: float = 30.0
     trainer: Mapping[str, Any] | None = None
+    perceptual: PerceptualFit | None = None
+    judges: Sequence[PerceptualNet] = ()
     shard: Shard = field(default_factory=Shard)
     force: str | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
@@ -75,11 +80,47 @@ class Setting:
         for section, method in (("method", self.method), ("baseline", self.baseline)):
             if method is not None:
                 _check_method(section, method, self.generator)
+                self._check_networks(section, method)
         if self.baseline is not None and self.baseline.name == self.method.name:
             raise RunError(f"method@baseline={self.baseline.name}: the same name as the method; choose another")
         with torch.no_grad():
             point = initial_point(self.generator, self.method, [torch.Generator().manual_seed(0)])
             rehearse_operator(self.operator, rehearse_generator(self.generator, point))
+
+    def _check_networks(self, field: str, method: Method) -> None:
+        """Refuse networks that can't look at what they are to compare, or of which one would judge only itself."""
+        weight = method.data_fit.get("perceptual", 0)
+        if weight and self.perceptual is None:
+            raise RunError(
+                f"{field}.data_fit.perceptual={weight:g}: perceptual=none is no network; choose one, such as "
+                f"perceptual=stlpips_alex, or use {field}.data_fit.perceptual=0"
+            )
+        if weight and self.perceptual is not None:
+            self.perceptual.check(self.operator, field)
+        names = [net.name for net in self.judges]
+        if names and set(names) <= set(self.optimised(method)):
+            other = "stlpips_vgg" if "stlpips_vgg" not in names else "stlpips_alex"
+            raise RunError(
+                f"metrics.perceptual={','.join(names)}: the network that {field} {method.name} optimises would be the "
+                f"only one that judges it; add another: metrics.perceptual=[{','.join([*names, other])}]"
+            )
+        for net in self.judges:
+            shape = self.generator.image_shape
+            net.check_size(shape, f"metrics.perceptual={net.name}: images of", "metrics.size")
+
+    def data_fit(self, method: Method) -> WeightedFit:
+        """What a method minimises."""
+        terms = {"mse": mean_squared_error, "dead_zone": DeadZone(method.dead_zone)}
+        return WeightedFit(terms | ({"perceptual": self.perceptual} if self.perceptual else {}), method.data_fit)
+
+    def optimised(self, method: Method) -> list[str]:
+        """The networks that a method optimises, whose distances say little about its results."""
+        return [self.perceptual.net.name] if self.perceptual and method.data_fit.get("perceptual") else []
+
+    @property
+    def networks(self) -> list[PerceptualNet]:
+        """Every one that has a part in the results."""
+        return [*([self.perceptual.net] if self.perceptual else []), *self.judges]
 
     @property
     def methods(self) -> list[Method]:

@@ -26,6 +26,7 @@ PROTOCOLS = {
         "torchmetrics' SSIM on [0, 1], data range 1, Gaussian window 11×11 with sigma 1.5, k1 0.01, k2 0.03; "
         "reflected borders count, channels averaged"
     ),
+    "residual": "root of the weighted mean of (A(x) - y)² over the observed entries",
 }
 
 
@@ -95,9 +96,10 @@ class Sweep:
             def outcome(method: str, gain: float, rng=rng, difficulty=difficulty) -> dict[str, Any]:
                 psnr = 24 + 4 * np.log10(task["fraction"] / 0.1) - 20 * task["noise"]["sigma"] + gain + difficulty
                 psnr = float(psnr + rng.normal(0, 0.3))
+                scores = {"mse": 10 ** (-psnr / 10), "psnr": psnr, "ssim": 1 / (1 + np.exp(-psnr / 10 + 2))}
                 return {
                     "method": method,
-                    "metrics": {"mse": 10 ** (-psnr / 10), "psnr": psnr, "ssim": 1 / (1 + np.exp(-psnr / 10 + 2))},
+                    "metrics": {**scores, "residual": 10 ** (-psnr / 20)},
                     "data_fit": float(rng.uniform(0.1, 0.5)),
                     "evaluations": 201,
                     "seconds": round(float(rng.uniform(20, 30)), 3),
@@ -152,6 +154,7 @@ def _config(fraction: float, sigma: float, radius: float, seed: int, baseline: b
         "seed": seed,
         "checkpoint_every_seconds": 30,
         "pack": False,
+        "metrics": {"perceptual": "none", "size": None},
         "force": False,
         "task": {
             "noise": {"_target_": "ilo_lightning.operators.GaussianNoise", "sigma": sigma},
@@ -176,6 +179,7 @@ def _config(fraction: float, sigma: float, radius: float, seed: int, baseline: b
         },
         "method": _method("ilo", [0, 1, 2, 3], radius),
         "baseline": _method("csgm", [0], None) if baseline else None,
+        "perceptual": {"name": "none"},
         "data": {"mode": "simulated", "path": "pictures", "batch_size": batch_size, "limit": None, "shard": None},
         "trainer": {"accelerator": "cpu", "precision": "32-true"},
         "logger": {"_target_": "ilo_lightning.loggers.RunLog", "every": 10},
@@ -217,4 +221,6 @@ def _method(name: str, layers: list[int], radius: float | None) -> dict[str, Any
         "rank": "data_fit",
         "samples": 0,
         "burn_in": 0,
+        "data_fit": {"mse": 1, "perceptual": 0, "dead_zone": 0},
+        "dead_zone": 0.1,
     }

@@ -22,6 +22,7 @@ from tests.warm import WarmCommand
 from tests.whole import check_folder
 
 TABLE = Path(__file__).parents[1] / "docs" / "bad-input.md"
+PERCEPTUAL = "method.data_fit.perceptual=1"
 QUICK = ["trainer=cpu", "method.layers=[0,1]", "method.steps=[2,2]", "method.lr=[0.1,0.1]"]
 
 
@@ -119,6 +120,11 @@ def damaged(run: Path) -> Path:
     return run
 
 
+def other_trunk(path: Path) -> Path:
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
+    return path
+
+
 def other_checkpoint(path: Path) -> Path:
     torch.save({"g_ema": {"weight": torch.zeros(3)}}, path)
     return path
@@ -207,6 +213,46 @@ CASES: dict[str, Case] = {
         lambda f: [f"hydra.run.dir={text(f / 'file', 'x')}/run"],
         2,
         r"hydra\.run\.dir: .*Not a directory.*choose another folder",
+    ),
+    "perceptual loss without a network": (
+        lambda f: [PERCEPTUAL],
+        2,
+        r"method\.data_fit\.perceptual=1: perceptual=none is no network; choose one, such as perceptual=stlpips_alex",
+    ),
+    "LPIPS without its trunk": (
+        lambda f: ["perceptual=lpips_alex", PERCEPTUAL, f"TORCH_HOME={f}"],
+        2,
+        r"perceptual=lpips_alex: needs alexnet-owt-7be5be79\.pth.*7be5be79\) at .*/hub/checkpoints/alexnet-owt",
+    ),
+    "LPIPS with a trunk of something else": (
+        lambda f: [f"perceptual.trunk={other_trunk(f / 'x.pth')}", *("perceptual=lpips_alex", PERCEPTUAL)],
+        2,
+        r"perceptual\.trunk=.*x\.pth: not the weights of LPIPS \(AlexNet\): features\.0\.bias is not there",
+    ),
+    "perceptual loss of what is no picture": (
+        lambda f: ["task=compressed_sensing", "perceptual=stlpips_alex", PERCEPTUAL],
+        2,
+        r"method\.data_fit\.perceptual: what PartialCirculant measures is no picture.*perceptual=0, or another task",
+    ),
+    "picture below the network's smallest": (
+        lambda f: ["perceptual=stlpips_alex", PERCEPTUAL],
+        2,
+        r"pictures of 16×16 pixels, and stlpips_alex needs at least 21×21; resize them first by perceptual\.size=64",
+    ),
+    "unknown network as a metric": (
+        lambda f: ["metrics.perceptual=[vgg]"],
+        2,
+        r"metrics\.perceptual=vgg: expected none or one of lpips_alex, ",
+    ),
+    "optimised network as the only perceptual metric": (
+        lambda f: [
+            "perceptual=stlpips_alex",
+            "perceptual.size=64",
+            PERCEPTUAL,
+            *("metrics.perceptual=stlpips_alex", "metrics.size=64"),
+        ],
+        2,
+        r"metrics\.perceptual=stlpips_alex: .*only one.*metrics\.perceptual=\[stlpips_alex,stlpips_vgg\]",
     ),
     "full disk": (lambda f: [], 3, None),
     "non-finite numbers in the middle": (

@@ -19,7 +19,7 @@ from ilo_lightning.pipeline import parts_of
 from tests.networks import small_stylegan2
 
 CONF = Path(__file__).parents[1] / "conf"
-GROUPS = ("task", "task/noise", "generator", "method", "data", "trainer", "logger", "experiment")
+GROUPS = ("task", "task/noise", "generator", "method", "perceptual", "data", "trainer", "logger", "experiment")
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 

@@ -18,7 +18,7 @@ from ilo_lightning.schedule import Method
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF, DOC = ROOT / "conf", ROOT / "docs" / "configuration.md"
-FIRST = ("task", "task/noise", "generator", "method", "data")
+FIRST = ("task", "task/noise", "generator", "method", "perceptual", "data")
 INTRODUCTION = """\
 # Configuration
 

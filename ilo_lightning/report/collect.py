@@ -124,6 +124,7 @@ def _records(point: Point, number: int) -> Iterator[Row]:
                     "metrics": outcome["metrics"],
                     **{name: outcome.get(name) for name in ("data_fit", "evaluations", "seconds")},
                     **stages,
+                    "optimised": ",".join(outcome.get("optimised") or []) or None,
                     "fault": outcome.get("fault") or row.get("fault"),
                 }
 
@@ -154,7 +155,7 @@ def _schema() -> dict[str, Any]:
         whole: ("number", "index", "seed", "operator_seed", "batch", "batch_size"),
         number: ("data_fit", "evaluations", "seconds"),
         text: ("task", "method", "role", "image", "digest", "code", "version", "commit", "torch", "python", "machine",
-               "threads", "finished", "protocol", "folder", "error", "fault"),
+               "threads", "finished", "protocol", "folder", "error", "fault", "optimised"),
     }  # fmt: skip
     return {name: kind for kind, group in names.items() for name in group}
 
@@ -220,19 +221,29 @@ def _check_code(rows: pl.DataFrame, problems: list[Problem]) -> None:
 
 
 def _check_protocols(rows: pl.DataFrame, problems: list[Problem]) -> None:
-    protocols = rows["protocol"].drop_nulls().unique().sort().to_list()
-    if len(protocols) > 1:
+    most = max(map(len, protocols_of(rows).values()), default=0)
+    if most > 1:
         problems.append(
-            Problem(f"metrics by {len(protocols)} protocols; the column `protocol` tells them apart, and no mean is "
+            Problem(f"metrics by {most} protocols; the column `protocol` tells them apart, and no mean is "
                     "taken over both")
         )  # fmt: skip
+
+
+def protocols_of(rows: pl.DataFrame) -> dict[str, list[str]]:
+    """Per metric, the protocols by which it was computed. Not every result has every metric."""
+    found: dict[str, dict[str, None]] = {}
+    for text in rows["protocol"].drop_nulls().unique(maintain_order=True).to_list():
+        for name, protocol in json.loads(text).items():
+            found.setdefault(name, {})[str(protocol)] = None
+    return {name: list(protocols) for name, protocols in found.items()}
 
 
 def _check_finite(rows: pl.DataFrame, metrics: Sequence[str], problems: list[Problem]) -> None:
     import polars as pl
 
     for name in metrics:
-        scored = pl.any_horizontal(pl.col(metrics).is_not_null())
+        computed = pl.col("protocol").str.contains(f"{json.dumps(name)}:", literal=True)
+        scored = pl.any_horizontal(pl.col(metrics).is_not_null()) & computed.fill_null(True)
         if count := len(rows.filter(scored & pl.col(name).is_null())):
             problems.append(Problem(f"{name}: {count} results have none that is finite; they are in no mean of it"))
 
@@ -267,7 +278,7 @@ def table(collection: Collection, all_settings: bool = False) -> pl.DataFrame:
     joined = collection.rows.join(points, on=["number", "role"], how="left", maintain_order="left")
     first = ["sweep", "point", "state", "task", "method", "role", "image", *chosen, *collection.metrics]
     first += ["data_fit", "evaluations", "seconds", "seed"]
-    last = ["protocol", "folder", "error", "fault", "point_error"]
+    last = ["optimised", "protocol", "folder", "error", "fault", "point_error"]
     middle = [name for name in joined.columns if name not in (*first, *last, "number")]
     return joined.select(*first, *middle, *last)
 

@@ -17,8 +17,9 @@
   const text = (column, value) => {
     if (value === null || value === undefined) return "–";
     if (column.kind !== "mean") return String(value);
-    const [mean, half] = value;
-    return mean.toFixed(column.digits) + (column.interval && half !== null ? ` ± ${half.toFixed(column.digits)}` : "");
+    const [mean, half, mark = ""] = value;
+    const interval = column.interval && half !== null ? ` ± ${half.toFixed(column.digits)}` : "";
+    return mean.toFixed(column.digits) + mark + interval;
   };
   const rows = raw.map(([unit, method, ...values], place) => {
     const texts = values.map((value, i) => text(columns[i], value));

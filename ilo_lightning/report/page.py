@@ -15,7 +15,7 @@ from .collect import Collection
 from .pictures import Comparison
 from .plots import INK, Plot
 from .settings import flat, name_of, text_of
-from .summary import COSTS, HIGHER_IS_BETTER, Mean, Summary, mixed, swept
+from .summary import COSTS, HIGHER_IS_BETTER, OPTIMISED, OPTIMISED_MEANS, Mean, Summary, mixed, swept
 from .sweep import DONE, FAILED, STATES
 from .typeset import HEADINGS, decimals
 from .units import Unit
@@ -162,6 +162,8 @@ def _protocols(summary: Summary) -> str:
         f"<dt>{html.escape(HEADINGS.get(name, name))}</dt>{''.join(f'<dd>{html.escape(p)}</dd>' for p in protocols)}"
         for name, protocols in summary.protocols.items()
     ]
+    if any(name in group.optimised for group in summary.groups for name in summary.metrics):
+        lines.append(f"<dt>{OPTIMISED}</dt><dd>{html.escape(OPTIMISED_MEANS)}</dd>")
     return f"<dl>{''.join(lines)}</dl>" if lines else ""
 
 
@@ -202,7 +204,7 @@ def _with_units(collection: Collection, units: Sequence[Unit]) -> Any:
 
 
 def _table(collection: Collection, units: Sequence[Unit]) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """Columns and rows, one per unit and method. A mean is [value, half-width]."""
+    """Columns and rows, one per unit and method. A mean is [value, half-width], and its mark if it has one."""
     import polars as pl
 
     values = [*collection.metrics, *COSTS]
@@ -214,6 +216,7 @@ def _table(collection: Collection, units: Sequence[Unit]) -> tuple[list[dict[str
             pl.col("number").first(),
             pl.col("role").first(),
             pl.col("task").first(),
+            pl.col("optimised").drop_nulls().first(),
             (pl.col("index").is_not_null() & pl.col("error").is_null()).sum().alias("images"),
             pl.col("error").count().alias("failed"),
             *(pl.col(name).mean().alias(f"mean {name}") for name in values),
@@ -255,7 +258,9 @@ def _table(collection: Collection, units: Sequence[Unit]) -> tuple[list[dict[str
         better = None if name in COSTS else "higher" if name in HIGHER_IS_BETTER else "lower"
         column = {"label": HEADINGS.get(name, name.replace("_", " ")), "kind": "mean", "better": better}
         column |= {"digits": decimals(there, name), "interval": name not in COSTS}
-        add(column, [mean and [_rounded(mean.value), _rounded(mean.half)] for mean in means])
+        marks = [[OPTIMISED] if name in (record["optimised"] or "").split(",") else [] for record in records]
+        shown = zip(means, marks, strict=True)
+        add(column, [mean and [_rounded(mean.value), _rounded(mean.half), *mark] for mean, mark in shown])
     return columns, [[record["unit"], record["method"], *row] for record, row in zip(records, cells, strict=True)]
 
 

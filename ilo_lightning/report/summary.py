@@ -7,15 +7,16 @@ the intervals are over images.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .collect import Collection
+from .collect import Collection, protocols_of
 from .settings import Settings, telling
 
 HIGHER_IS_BETTER = ("psnr", "ssim")  # every other metric is an error
+OPTIMISED = "‡"  # marks a distance
+OPTIMISED_MEANS = "by the network that the method itself minimised, not compared with others"
 COSTS = ("evaluations", "seconds")
 
 
@@ -38,6 +39,7 @@ class Group:
         images: how many have results.
         failed: how many images have none.
         seeds: how often each image was solved with another seed.
+        optimised: the metrics that are networks which the solver itself minimised: not to be compared.
         same_images: False if the problem has a group with more images, or with others: not to be compared with it.
     """
 
@@ -48,6 +50,7 @@ class Group:
     failed: int
     seeds: int
     same_images: bool = True
+    optimised: tuple[str, ...] = ()
 
     def settings(self, summary: Summary) -> Settings:
         """By key, of the problem and the solver."""
@@ -72,7 +75,7 @@ class Summary:
         """The groups with the best mean of their problem, where there is more than one to choose from."""
         rivals: dict[tuple[Any, ...], list[Group]] = {}
         for group in self.groups:
-            if metric in group.means and group.same_images:
+            if metric in group.means and group.same_images and metric not in group.optimised:
                 rivals.setdefault(group.problem, []).append(group)
         choose = max if metric in HIGHER_IS_BETTER else min
         found = []
@@ -92,7 +95,8 @@ def swept(collection: Collection) -> list[str]:
 
 def mixed(collection: Collection) -> list[str]:
     """Of the columns that no mean may be taken over, those that differ."""
-    return [name for name in ("code", "protocol") if collection.rows[name].drop_nulls().n_unique() > 1]
+    found = ["code"] if collection.rows["code"].drop_nulls().n_unique() > 1 else []
+    return found + ["protocol"] * any(len(each) > 1 for each in protocols_of(collection.rows).values())
 
 
 def summarise(collection: Collection) -> Summary:
@@ -121,6 +125,7 @@ def summarise(collection: Collection) -> Summary:
         *(pl.col(name).mean() for name in values),
         pl.col("error").is_null().any().alias("solved"),
         pl.col("seed").n_unique().alias("seeds"),
+        pl.col("optimised").drop_nulls().first(),
     )
     grouped = per_image.group_by(by, maintain_order=True).agg(
         *(pl.col(name).mean().alias(f"mean {name}") for name in values),
@@ -128,6 +133,7 @@ def summarise(collection: Collection) -> Summary:
         pl.col("solved").sum().alias("images"),
         (~pl.col("solved")).sum().alias("failed"),
         pl.col("seeds").max(),
+        pl.col("optimised").drop_nulls().first(),
         pl.col("image").filter("solved").sort().alias("names"),
     )
     decode = _decoder(collection, keys)
@@ -145,6 +151,7 @@ def summarise(collection: Collection) -> Summary:
                 record["images"],
                 record["failed"],
                 record["seeds"],
+                optimised=tuple(record["optimised"].split(",")) if record["optimised"] else (),
             )
         )
         names.append(tuple(record["names"]))
@@ -153,7 +160,7 @@ def summarise(collection: Collection) -> Summary:
         solver_keys,
         tuple(collection.metrics),
         sorted(_judged(groups, names), key=lambda group: _order((*group.problem, *group.solver))),
-        _protocols(collection),
+        protocols_of(collection.rows),
     )
 
 
@@ -192,12 +199,3 @@ def _order(values: Sequence[Any]) -> list[tuple[int, Any]]:
         (0, 0) if value is None else (1, value) if isinstance(value, int | float) else (2, str(value))
         for value in values
     ]
-
-
-def _protocols(collection: Collection) -> dict[str, list[str]]:
-    """Per metric, the protocols by which it was computed."""
-    found: dict[str, dict[str, None]] = {}
-    for text in collection.rows["protocol"].drop_nulls().unique(maintain_order=True).to_list():
-        for name, protocol in json.loads(text).items():
-            found.setdefault(name, {})[protocol] = None
-    return {name: list(protocols) for name, protocols in found.items()}

@@ -316,6 +316,8 @@ def _check_outcome(outcome: Row) -> None:
     if type(metrics) is not dict or type(stages) is not list or type(outcome.get("method")) is not str:
         raise ValueError("no outcome")
     values = [*metrics.values(), outcome.get("data_fit"), outcome.get("evaluations"), outcome.get("seconds")]
+    if any(type(name) is not str for name in outcome.get("optimised") or []):
+        raise ValueError("no names")
     values += [stage.get("psnr") if type(stage) is dict else "" for stage in stages]
     for value in values:
         if value is not None and type(value) not in _NUMBERS:
@@ -323,7 +325,7 @@ def _check_outcome(outcome: Row) -> None:
 
 
 def _add_scores(folder: Path, rows: list[Row], problems: list[Problem]) -> None:
-    """What `ilo score` found, where the results have no metrics because the truth was not known then."""
+    """What `ilo score` found, where the results lack metrics because the truth was not known then."""
     path = folder / "scores.jsonl"
     if not rows or not path.exists():
         return
@@ -337,6 +339,6 @@ def _add_scores(folder: Path, rows: list[Row], problems: list[Problem]) -> None:
     for row in rows:
         for outcome in (row, row.get("baseline") or {}):
             score = scores.get((str(row.get("image")), str(outcome.get("method"))))
-            if score and not outcome.get("metrics"):
-                outcome["metrics"] = score.get("metrics") or {}
-                row["protocols"] = score.get("protocols")
+            if score and isinstance(score.get("metrics"), dict) and not {*score["metrics"]} <= {*outcome["metrics"]}:
+                outcome["metrics"] = {**score["metrics"], **outcome["metrics"]}
+                row["protocols"] = {**(score.get("protocols") or {}), **(row.get("protocols") or {})}

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import metrics
+from .summary import OPTIMISED, OPTIMISED_MEANS
 
 FEW = 16
 """Up to so many images, each has a line of its own."""
@@ -28,7 +29,7 @@ def print_scores(title: str, outcomes: Sequence[Mapping[str, Any]]) -> None:
     Args:
         title: above the table.
         outcomes: each with ``image``, ``method`` and ``metrics`` (name to a number or None), and where it is known
-            ``data_fit`` and ``evaluations``.
+            ``data_fit``, ``evaluations``, ``optimised`` (names that are marked) and ``protocols`` (of its metrics).
     """
     console = _Console(width=None if sys.stdout.isatty() else 160)
     names = list(outcomes[0]["metrics"])
@@ -48,9 +49,12 @@ def print_scores(title: str, outcomes: Sequence[Mapping[str, Any]]) -> None:
         }
         table.add_row(first, method, *scores, *(cells[name] for name in further))
 
+    def mark(outcome: Mapping[str, Any], name: str) -> str:
+        return OPTIMISED if name in outcome.get("optimised", ()) else ""
+
     if len(images) <= FEW:
         for outcome in outcomes:
-            scores = [_number(outcome["metrics"].get(name)) for name in names]
+            scores = [_number(outcome["metrics"].get(name)) + mark(outcome, name) for name in names]
             add(outcome["image"], outcome["method"], scores, [outcome])
     if len(images) > 1:
         table.add_section()
@@ -60,11 +64,17 @@ def print_scores(title: str, outcomes: Sequence[Mapping[str, Any]]) -> None:
             for name in names:
                 values = [o["metrics"][name] for o in group if o["metrics"].get(name) is not None]
                 mean, half = metrics.mean_and_interval(values) if values else (None, None)
-                scores.append(f"{_number(mean)} ± {_number(half, 2)}")
+                scores.append(f"{_number(mean)} ± {_number(half, 2)}{mark(group[0], name)}")
             add("mean ± 1.96 s.e.", method, scores, group)
     console.print(table)
-    for name in names:
-        console.print(f"{name}: {metrics.PROTOCOLS[name]}", style="dim", highlight=False, markup=False, soft_wrap=True)
+    protocols = {**metrics.PROTOCOLS}
+    for outcome in outcomes:
+        protocols.update(outcome.get("protocols", {}))
+    notes = [f"{name}: {protocols[name]}" for name in names]
+    if any(mark(outcome, name) for outcome in outcomes for name in names):
+        notes.append(f"{OPTIMISED}: {OPTIMISED_MEANS}")
+    for note in notes:
+        console.print(note, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def _number(value: float | None, digits: int = 4) -> str:

@@ -8,9 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .settings import Settings, name_of, text_of
-from .summary import COSTS, HIGHER_IS_BETTER, Group, Mean, Summary
+from .summary import COSTS, HIGHER_IS_BETTER, OPTIMISED, OPTIMISED_MEANS, Group, Mean, Summary
 
-HEADINGS = {"psnr": "PSNR (dB)", "mse": "MSE", "ssim": "SSIM", "seconds": "s / image"}
+HEADINGS = {
+    "psnr": "PSNR (dB)", "mse": "MSE", "ssim": "SSIM", "seconds": "s / image", "lpips_alex": "LPIPS (AlexNet)",
+    "lpips_vgg": "LPIPS (VGG16)", "lpips_squeeze": "LPIPS (SqueezeNet)", "stlpips_alex": "ST-LPIPS (AlexNet)",
+    "stlpips_vgg": "ST-LPIPS (VGG16)",
+}  # fmt: skip
 CUSTOMARY = {"psnr": 2, "ssim": 3}  # decimals, at least
 OTHER_IMAGES = "other or fewer images than the rest of its problem, not compared"
 _LONG = 40  # rows that one page takes
@@ -58,6 +62,7 @@ def tables(summary: Summary) -> Iterator[Table]:
             for name in values:
                 shown = mean_text(group.means.get(name), digits[name], interval=name not in COSTS)
                 shown += "" if group.same_images or name in COSTS or name not in group.means else "†"
+                shown += OPTIMISED if name in group.optimised and name in group.means else ""
                 row.append(Cell(shown, any(group is other for other in best.get(name, ()))))
             if group.problem != last:
                 blocks.append([])
@@ -66,6 +71,8 @@ def tables(summary: Summary) -> Iterator[Table]:
         notes = [*_intervals(groups), *_constants(summary, settings, keys), *_protocols(summary, values)]
         if any(not group.same_images for group in groups):
             notes.append(f"†: {OTHER_IMAGES}.")
+        if any(name in group.optimised for group in groups for name in values):
+            notes.append(f"{OPTIMISED}: {OPTIMISED_MEANS}.")
         problem_columns = sum(key in summary.problem_keys for key in keys)
         yield Table(str(task), headings, problem_columns, blocks, notes)
 
@@ -203,6 +210,7 @@ _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&", "#": r"\#", "_": r"\_", "$": r"\$",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
     "σ": r"$\sigma$", "×": r"$\times$", "·": r"$\cdot$", "–": "--", "†": r"\textsuperscript{\textdagger}", "²": r"$^2$",
+    "‡": r"\textsuperscript{\textdaggerdbl}", "…": r"\ldots{}",
     "<": r"$<$", ">": r"$>$",
 }  # fmt: skip
 

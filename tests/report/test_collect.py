@@ -419,6 +419,22 @@ def test_a_point_whose_images_all_failed_has_failed(made_up: Path):
     assert (point.state, point.error) == ("failed", "can't read 0")
 
 
+def judged(row: dict[str, Any]) -> None:
+    """As by a network that one method minimised, and the baseline didn't."""
+    row["protocols"]["lpips_alex"], row["optimised"] = "LPIPS", ["lpips_alex"]
+    row["metrics"]["lpips_alex"], row["baseline"]["metrics"]["lpips_alex"] = 0.1, 0.2
+
+
+def test_results_without_a_metric_that_others_have(made_up: Path):
+    """They were computed by the same protocols as far as they go; what wasn't computed is not called infinite."""
+    rewrite(made_up / "0" / "results.jsonl", judged)
+    collection = collect([made_up])
+    assert collection.problems == [] and "lpips_alex" in collection.metrics
+    assert "protocol" not in summarise(collection).solver_keys
+    rows = table(collection).filter(table(collection)["optimised"].is_not_null())
+    assert set(rows["method"]) == {"ilo"} and set(rows["lpips_alex"]) == {0.1}
+
+
 def test_scores_that_were_added_later(made_up: Path):
     scores = []
     for row in [json.loads(line) for line in (made_up / "0" / "results.jsonl").read_text().splitlines()]:

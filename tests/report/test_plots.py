@@ -28,7 +28,8 @@ def named(summary: Summary) -> dict[str, Plot]:
 
 def test_a_plot_per_metric_and_swept_setting(summary: Summary):
     swept = ("task.fraction", "task.noise.sigma", "method.radius", "seconds")
-    assert set(named(summary)) == {f"{metric}-against-{x}" for metric in ("psnr", "mse", "ssim") for x in swept}
+    metrics = ("psnr", "mse", "ssim", "residual")
+    assert set(named(summary)) == {f"{metric}-against-{x}" for metric in metrics for x in swept}
 
 
 def test_curves_are_the_means(summary: Summary):

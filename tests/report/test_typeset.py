@@ -50,15 +50,31 @@ def test_exactly_the_best_is_bold(form, summary: Summary):
     text = form(summary, "sweep")
     bold = re.findall(r"\*\*([\d.]+) ± [\d.]+\*\*|\\textbf\{([\d.]+)\}", text)
     best = [group for group in summary.groups for metric in summary.metrics if group in summary.best(metric)]
-    assert len(bold) == len(best) == 4 * 3
+    assert len(bold) == len(best) == 4 * 4
     rows = [line for line in text.splitlines() if "**" in line or "textbf" in line]
     assert all("ilo" in row for row in rows) and len(rows) == 4
+
+
+def test_a_network_that_was_optimised_is_marked_and_not_compared(tmp_path: Path):
+    for point in Sweep(radii=(0.1,), fractions=(0.1,)).write(tmp_path):
+        path = point / "results.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            row["protocols"]["lpips_alex"], row["optimised"] = "LPIPS", ["lpips_alex"]
+            row["metrics"]["lpips_alex"], row["baseline"]["metrics"]["lpips_alex"] = 0.1, 0.2
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = markdown(summarise(collect([tmp_path])), "sweep")
+    assert "LPIPS (AlexNet) ↓" in text and "‡: by the network that the method itself minimised, not compared" in text
+    (ilo,) = [line for line in text.splitlines() if line.startswith("| ilo ")]
+    assert ilo.count("‡") == 1 and re.search(r"\| 0\.10+ ± 0\.0+‡ \|", ilo)
+    assert sum(line.count("‡") for line in text.splitlines()) == 2
+    assert "textdaggerdbl" in latex(summarise(collect([tmp_path])), "sweep")
 
 
 def test_every_table_names_its_protocols(summary: Summary):
     for text in (
         markdown(summary, "sweep"),
-        latex(summary, "sweep").replace("$\\cdot$", "·").replace("$\\times$", "×"),
+        latex(summary, "sweep").replace("$\\cdot$", "·").replace("$\\times$", "×").replace("$^2$", "²"),
     ):
         for protocol in PROTOCOLS.values():
             assert protocol in text
