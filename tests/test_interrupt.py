@@ -104,7 +104,8 @@ def test_at_its_time_limit_in_a_container(
 
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(logging.getLogger("submitit"), "handlers", [])  # they hold another test's output
+    monkeypatch.setattr(logging.getLogger("submitit"), "handlers", [])  # they hold another test's output,
+    monkeypatch.setattr(logging.getLogger("submitit"), "propagate", False)  # and so may the root's
     submission = DelayedSubmission(Again())
     submission.set_timeout(1, countdown)
     handler = SignalHandler(submitit.slurm.slurm.SlurmJobEnvironment(), JobPaths(tmp_path, "4711"), submission)
