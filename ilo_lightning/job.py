@@ -190,7 +190,8 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
     generator = generator_of(config)
     operator, observations = build_observations(config, generator)
     return Setting(
-        config=identity.without(values, (*identity.PLACEMENT, "trainer")),  # its precision is a part of its own
+        # A trainer's precision is a part of its own; an experiment's size has been resolved.
+        config=identity.without(values, (*identity.PLACEMENT, "trainer", "size", "sizes")),
         generator=generator,
         operator=operator,
         method=method,

@@ -27,6 +27,8 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import identity
 from .callbacks import ResumeCheckpoint
 from .callbacks.progress import Display
@@ -268,6 +270,7 @@ def _run_batch(
         return [rows[member] for member in members], complete
     measurement = observe(list(known.values()))
     digests = [observation.digest for observation in known.values()]
+    truths = [observation.truth for observation in known.values() if observation.truth is not None]
     # A checkpoint is of so many images; the next call may be able to measure those that are missing.
     part = "" if len(known) == len(members) else f"-{identity.identity({'batch': digests})[:8]}"
     runs: dict[str, Reconstruction] = {}
@@ -285,6 +288,7 @@ def _run_batch(
                 keys=digests,
                 seed=setting.seed,
                 data_fit=setting.data_fit(method),
+                truth=torch.stack(truths) if len(truths) == len(known) else None,
                 checkpoint=ResumeCheckpoint(
                     folder / "batches" / f"{name}.ckpt", setting.checkpoint_every_seconds, stop=stop
                 ),

@@ -49,6 +49,7 @@ class InverseProblem(pl.LightningModule):
         point: where to start, at a layer no deeper than the first stage's.
         data_fit: ``losses.mean_squared_error`` unless told.
         draws: one random generator per image for what is drawn on the way, from the words that say what for.
+        truth: the images ``(B, C, H, W)``, for ``rank: truth`` only; nothing is optimised for it.
         project: puts a point back into the sets of the method (its spheres).
     """
 
@@ -62,6 +63,7 @@ class InverseProblem(pl.LightningModule):
         data_fit: DataFit | None = None,
         draws: Draws | None = None,
         project: Callable[[LatentPoint], LatentPoint] = lambda point: point,
+        truth: Tensor | None = None,
     ):
         super().__init__()
         from .losses import mean_squared_error
@@ -72,12 +74,15 @@ class InverseProblem(pl.LightningModule):
         self.data_fit = data_fit or mean_squared_error
         self.draws = draws or (lambda *purpose: [generator_for(i, *purpose) for i in range(point.batch_size)])
         self.project = project
+        self.truth = truth
         self.evaluations = 0
         """Generator evaluations spent so far on every image of the batch."""
         self.last_fit: Tensor | None = None
         """Data fit ``(B,)`` of the point before the latest update."""
         self.last_loss: Tensor | None = None
         """Loss ``(B,)`` of the same, with the stage's penalties."""
+        self.last_error: Tensor | None = None
+        """Mean squared error ``(B,)`` of its image, where the truth is given."""
         self.variables = nn.ParameterDict()
         self._start = point.detach()
         self._origin = self._start
@@ -213,6 +218,8 @@ class InverseProblem(pl.LightningModule):
         for name, weight in stage.penalties.items():
             loss = loss + weight * PENALTIES[name](self.generator, self.point, self.center, image)
         self.last_fit, self.last_loss = fit.detach(), loss.detach()
+        if self.truth is not None:
+            self.last_error = (image.detach().clamp(-1, 1) - self.truth).flatten(1).square().mean(1)
         return loss
 
     def _observed(self) -> Tensor:
@@ -256,6 +263,7 @@ class InverseProblem(pl.LightningModule):
         for module in self._frozen.values():
             module.to(self.device)
         self.measurement = self.measurement.to(self.device)
+        self.truth = None if self.truth is None else self.truth.to(self.device)
         self._start, self._origin = self._start.to(self.device), self._origin.to(self.device)
         self._center = None if self._center is None else self._center.to(self.device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -49,6 +50,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
                 continue
             if key.replace("/", ".") not in known:
                 return f"{key}: no such option{_nearest(key, known)}; `--cfg job` shows all, +{key}=… adds one"
+    if found := re.search(r"'sizes\.([^.]*)\.", first_line):
+        return f"size={found[1]}: expected small or full"
     if first_line.startswith("Ambiguous value"):
         return f"{first_line}; for a run per value add --multirun, for a list write key=[a,b]"
     return first_line

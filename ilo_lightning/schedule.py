@@ -23,7 +23,7 @@ NOISE_STARTS = ("random", "zero")
 RADIUS_MODES = ("relative", "absolute")
 CENTERS = ("previous", "range")
 KEEPS = ("best", "last", "samples")
-RANKS = ("data_fit", "loss")
+RANKS = ("data_fit", "loss", "truth")
 DATA_FITS = ("mse", "perceptual", "dead_zone")
 """The terms of a method's data fit."""
 
@@ -215,7 +215,8 @@ class Method:
         start: the code starts ``random`` (drawn per image) or at the ``mean`` of its space.
         restarts: how many starts are tried per image, side by side; the best is kept.
         keep: the solution is the ``best`` iterate, the ``last``, or the last of several ``samples``.
-        rank: what iterates and restarts are ranked by: the ``data_fit`` or the ``loss`` with its penalties.
+        rank: what iterates and restarts are ranked by: the ``data_fit``, the ``loss`` with its penalties, or the
+            ``truth``, which only an experiment knows.
         samples, burn_in: with ``keep`` samples: how many, and which part of the last stage comes before the first.
         data_fit: weight of each of ``DATA_FITS`` in what is minimised, and by which iterates are ranked.
         dead_zone: errors of up to this cost nothing in the term ``dead_zone``.
@@ -318,6 +319,7 @@ class Method:
         noise: str = "random",
         start: str = "random",
         restarts: int = 1,
+        evaluations: int | None = None,
         keep: str = "best",
         rank: str = "data_fit",
         samples: int = 0,
@@ -364,8 +366,11 @@ class Method:
             noise: noise maps start ``random`` (drawn per image) or ``zero``.
             start: the code starts ``random`` (drawn per image) or at the ``mean`` of its space.
             restarts: how many starts are tried per image, side by side; the best is kept.
+            evaluations: spend so many generator evaluations per image, on all restarts together: ``steps`` and
+                ``range_steps`` then only say in which proportion; null: they are taken as they are.
             keep: the solution is the ``best`` iterate, the ``last``, or the last of several ``samples``.
-            rank: iterates and restarts are ranked by the ``data_fit``, or by the ``loss``, penalties included.
+            rank: iterates and restarts are ranked by the ``data_fit``; by the ``loss``, penalties included; or by the
+                ``truth``, an oracle that says what choosing could bring, and is no method.
             samples: how many samples are kept, with ``keep=samples``, from the last stage.
             burn_in: the part of the last stage before the first sample.
             data_fit: weight of ``mse``, ``perceptual`` (by the network of ``perceptual=…``) and ``dead_zone`` in what
@@ -388,6 +393,11 @@ class Method:
                     f"method.{field_name}={value}: expected a number per name, such as {{{_EXAMPLES[field_name]}}}"
                 )
         count = len(layers)
+        steps = _per_stage("method.steps", steps, count)
+        center = _per_stage("method.center", center, count)
+        if evaluations is not None:
+            searches = sum(c == "range" and layer > layers[0] for c, layer in zip(center, layers, strict=True))
+            steps, range_steps = _spread(evaluations, steps, range_steps, searches, restarts)
         _choice("method.radius_mode", radius_mode, RADIUS_MODES)
         if "activation" in (radii or {}):
             raise ScheduleError("method.radii.activation: give the activation's radius as method.radius")
@@ -449,6 +459,31 @@ class Method:
             data_fit={"mse": 1.0} if data_fit is None else data_fit,
             dead_zone=dead_zone,
         )
+
+
+def _spread(evaluations: Any, steps: Sequence[Any], range_steps: Any, searches: int, restarts: Any) -> tuple[list, int]:
+    """Steps per stage, and of a search, that take so many evaluations, in the proportions of those given."""
+    for name, values in (("method.steps", steps), ("method.range_steps", [range_steps])):
+        for value in values:
+            _count(name, value)
+    budget = _count("method.evaluations", evaluations) // max(_count("method.restarts", restarts), 1)
+    stages = sum(value > 0 for value in steps)
+    total = sum(steps) + searches * range_steps
+    if not stages or budget < stages + searches:
+        raise ScheduleError(
+            f"method.evaluations={evaluations}: expected at least {max(stages + searches, 1) * restarts}, "
+            f"one for each of {stages} stages{f' and {searches} searches' if searches else ''}"
+            f"{f' of {restarts} restarts' if restarts > 1 else ''}; or null to take method.steps as they are"
+        )
+    search = max(1, budget * range_steps // total) if searches else range_steps
+    left = budget - searches * search - stages  # beyond one for each
+    ideal = [max(left, 0) * value / sum(steps) for value in steps]
+    spread = [int(value) + (given > 0) for value, given in zip(ideal, steps, strict=True)]
+    rest = budget - searches * search - sum(spread)
+    order = sorted((i for i, given in enumerate(steps) if given), key=lambda i: (int(ideal[i]) - ideal[i], i))
+    for i in order[:rest]:
+        spread[i] += 1
+    return spread, search
 
 
 _EXAMPLES = {"radii": "rgb: 0.1", "lr_scale": "rgb: 0.2", "penalties": "geocross: 0.01"}

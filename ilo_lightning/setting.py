@@ -10,7 +10,7 @@ import torch
 
 from .generators.base import LayeredGenerator
 from .losses import DeadZone, PerceptualFit, PerceptualNet, WeightedFit, mean_squared_error
-from .observations import Observations
+from .observations import Measured, Observations
 from .operators.base import ForwardOperator
 from .rehearsal import (
     check_generator_attributes,
@@ -81,6 +81,8 @@ class Setting:
             if method is not None:
                 _check_method(section, method, self.generator)
                 self._check_networks(section, method)
+                if method.rank == "truth" and isinstance(self.observations, Measured):
+                    raise RunError(f"{section}.rank=truth: with data.mode=measured the truth isn't known; use data_fit")
         if self.baseline is not None and self.baseline.name == self.method.name:
             raise RunError(f"method@baseline={self.baseline.name}: the same name as the method; choose another")
         with torch.no_grad():

@@ -252,6 +252,7 @@ def solve(
     *,
     init: Solution | LatentPoint | None = None,
     data_fit: DataFit | None = None,
+    truth: Tensor | None = None,
     checkpoint: ResumeCheckpoint | None = None,
     trainer: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
@@ -273,6 +274,7 @@ def solve(
         init: start here instead of at a random point, at a layer no deeper than the first stage's: as many images as
             the measurement has, or one for all. It is put on the method's spheres first.
         data_fit: what to minimise; mean squared error unless told.
+        truth: the images ``(B, C, H, W)``, which ``method.rank`` truth needs; they choose, and are not optimised for.
         checkpoint: where and when to save; if its file exists, the optimisation goes on from there.
         trainer: further arguments of ``pytorch_lightning.Trainer``: accelerator, precision, …
         callbacks: further callbacks, after the project's own.
@@ -294,6 +296,9 @@ def solve(
     if len(keys) != len(measurement):
         raise ValueError(f"{len(keys)} keys for a measurement of {len(measurement)} images")
     images, restarts = len(keys), method.restarts
+    if method.rank == "truth" and truth is None:
+        raise ScheduleError("method.rank=truth: the true images aren't known here; use method.rank=data_fit")
+    truth = truth.repeat_interleave(restarts, dim=0) if method.rank == "truth" and truth is not None else None
     if restarts > 1:  # copies of one image next to each other, each with its own randomness
         measurement = measurement.select([image for image in range(images) for _ in range(restarts)])
         keys = [f"{key}#{n}" if n else key for key in keys for n in range(restarts)]
@@ -312,6 +317,7 @@ def solve(
             data_fit,
             draws=lambda *purpose, keys=tuple(keys): [generator_for(seed, key, *purpose) for key in keys],
             project=lambda point: project_to_spheres(point, method.spheres),
+            truth=truth,
         )
     except (RuntimeError, MemoryError) as error:
         raise SolveError(_describe(error, 0, method.schedule.steps, len(keys)), None) from error

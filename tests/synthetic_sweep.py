@@ -217,6 +217,7 @@ def _method(name: str, layers: list[int], radius: float | None) -> dict[str, Any
         "jitter": 0,
         "spheres": ["latent"],
         "standardize": [],
+        "evaluations": None,
         "keep": "best",
         "rank": "data_fit",
         "samples": 0,

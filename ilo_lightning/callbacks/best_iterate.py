@@ -20,7 +20,7 @@ class BestIterate(pl.Callback):
 
     Args:
         rank: what is compared: the ``data_fit`` alone, so that neither regularisers nor the true image have a say, or
-            the ``loss`` with its penalties.
+            the ``loss`` with its penalties; or the squared error to the ``truth``, where an experiment gives it.
         last: keep the last point instead, whatever it is worth.
     """
 
@@ -57,7 +57,7 @@ class BestIterate(pl.Callback):
     def observe(self, problem: InverseProblem) -> None:
         """Compare the latest data fit, and keep the current point of each image that improved."""
         fit = problem.last_fit
-        score = problem.last_loss if self.rank == "loss" else fit
+        score = {"loss": problem.last_loss, "truth": problem.last_error}.get(self.rank, fit)
         assert fit is not None and score is not None
         if self.fit is None or self.score is None:
             self.fit, self.score = torch.full_like(fit, torch.inf), torch.full_like(score, torch.inf)

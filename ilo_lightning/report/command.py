@@ -85,6 +85,7 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def _write_report(collection: Collection, folder: Path, title: str, images: int | None, known: Sequence[str]) -> None:
+    from .grids import drawn, grids
     from .page import page
     from .pictures import gather
     from .plots import draw, plots, rendered
@@ -109,7 +110,11 @@ def _write_report(collection: Collection, folder: Path, title: str, images: int 
     files += sorted(
         {path for entry in pictures for path in (entry.measurement, entry.truth, *entry.solved.values()) if path}
     )
-    write_atomically(folder / "index.html", page(title, collection, summary, together, figures, pictures))
+    compared = grids(collection, summary, together, pictures)
+    for grid in compared:
+        files.append(f"figures/{grid.name}.png")
+        write_atomically(folder / files[-1], drawn(grid, folder))
+    write_atomically(folder / "index.html", page(title, collection, summary, together, figures, pictures, compared))
     for name in set(known) - set(files):
         (folder / name).unlink(missing_ok=True)
     write_atomically(folder / MANIFEST, json.dumps(sorted(files), indent=0))

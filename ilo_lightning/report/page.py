@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import __version__
 from .collect import Collection
+from .grids import Grid
 from .pictures import Comparison
 from .plots import INK, Plot
 from .settings import flat, name_of, text_of
@@ -30,6 +31,7 @@ def page(
     units: Sequence[Unit],
     figures: Sequence[tuple[Plot, str]],
     pictures: Sequence[Comparison],
+    grids: Sequence[Grid] = (),
 ) -> str:
     """The page's HTML; ``figures`` come with their SVG."""
     data = _data(collection, units, pictures)
@@ -39,6 +41,7 @@ def page(
         "problems": _problems(collection),
         "failures": _failures(collection, units),
         "plots": _plots(figures),
+        "grids": _grids(grids),
         "protocols": _protocols(summary),
         "made": f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')} by ilo-lightning {__version__}",
         "data": "\n".join(_script(name, value) for name, value in data.items()),
@@ -142,6 +145,21 @@ def _plots(figures: Sequence[tuple[Plot, str]]) -> str:
             f'<a href="plots/{html.escape(plot.name)}.png">PNG</a></figcaption></figure>'
         )
     return "".join([*parts, "</div>"])
+
+
+def _grids(grids: Sequence[Grid]) -> str:
+    if not grids:
+        return ""
+    figures = "".join(
+        f'<figure><a href="figures/{html.escape(grid.name)}.png"><img src="figures/{html.escape(grid.name)}.png" '
+        f'loading="lazy" alt="{html.escape(", ".join(grid.columns))}"></a><figcaption>{html.escape(grid.title)}. '
+        f"{html.escape(grid.note)}</figcaption></figure>"
+        for grid in grids
+    )
+    return (
+        f'<section id="side-by-side" aria-labelledby="grids-title"><h2 id="grids-title">Side by side</h2>'
+        f'<div class="grids">{figures}</div></section>'
+    )
 
 
 def _inlined(svg: str, number: int, title: str) -> str:

@@ -16,7 +16,7 @@ MAIN = ("task.fraction", "task.factor", "task.noise.sigma", "task.noise.peak", "
 """Always columns of the collected table where a configuration has them, and the first to tell points apart."""
 
 # A batch only rounds otherwise.
-_PLACEMENT = (*PLACEMENT, "data.batch_size")
+_PLACEMENT = (*PLACEMENT, "data.batch_size", "size", "sizes")
 # task.radius acts only through method.radius, and only on the methods that have one.
 _NO_DIFFERENCE = (*_PLACEMENT, "data.limit", "task.radius")
 

@@ -30,28 +30,33 @@ def unset_variable(error: OmegaConfBaseException, master: DictConfig) -> SweepEr
     )
 
 
-def check_experiment(chosen: Sequence[str], config: DictConfig, params: Mapping[str, Any]) -> None:
+def check_experiment(
+    chosen: Sequence[str], config: DictConfig, params: Mapping[str, Any], either: Sequence[Mapping[str, Any]]
+) -> None:
     """Refuse to sweep over experiments that are sweeps themselves: theirs would silently be left out.
 
     Args:
         chosen: the groups of a point.
         config: what they compose.
-        params: what this sweep is over, unless the command line says something else.
+        params, either: what this sweep is over, unless the command line says something else.
     """
     own = dict(config.hydra.sweeper.get("params") or {})
-    if own != dict(params):
+    own_either = [dict(each) for each in config.hydra.sweeper.get("either") or []]
+    if (own, own_either) != (dict(params), [dict(each) for each in either]):
+        own |= {key: "" for each in own_either for key in each}
         names = " ".join(override for override in chosen if key_of(override) == "experiment") or " ".join(chosen)
         raise SweepError(f"{names}: sweeps over {', '.join(own)} itself, so it can't be one value among others; give "
                          "each such experiment a command of its own")  # fmt: skip
 
 
 def unknown_parameter(
-    loader: ConfigLoader, master: DictConfig, params: Mapping[str, Any], chosen: Sequence[str], typed: Sequence[str]
+    loader: ConfigLoader, master: DictConfig, params: Sequence[str], chosen: Sequence[str], typed: Sequence[str]
 ) -> SweepError | None:
     """For a point that lacks what its experiment sweeps over, since another choice doesn't have it; None where it is
     something else that can't be composed.
 
     Args:
+        params: the keys that the experiment sweeps over.
         chosen: the groups of the point.
         typed: the keys on the command line.
     """

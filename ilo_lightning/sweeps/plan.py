@@ -161,12 +161,43 @@ def known_folders(sweep: Path) -> dict[str, str]:
     return {name[-12:]: name for name in names if re.fullmatch(r".*-[0-9a-f]{12}", name)}
 
 
-def sweep_name(command: Sequence[str], params: Mapping[str, str]) -> str:
+def alternatives(
+    params: Mapping[str, Any], either: Sequence[Mapping[str, Any]], arguments: Sequence[str]
+) -> list[list[str]]:
+    """The overrides of each of a sweep's grids: ``params`` and one of ``either``, and then the command line's.
+
+    Where the command line gives what tells the alternatives apart (``task=denoising``), those with another value are
+    left out.
+
+    Raises:
+        ValueError: if none is left.
+    """
+    given = {key_of(argument): argument.partition("=")[2].split(",") for argument in arguments}
+    grids = []
+    for each in either or [{}]:
+        own = {key: str(value) for key, value in each.items()}
+        fixed = {key for key, value in own.items() if key in given and "/" not in key and "." not in key}
+        if all(own[key] in given[key] for key in fixed):
+            grids.append(
+                [*(f"{key}={value}" for key, value in {**params, **own}.items())]
+                + [argument for argument in arguments if key_of(argument) not in fixed]
+            )
+    if not grids:
+        names = {
+            key: [str(each[key]) for each in either if key in each] for each in either for key in each if key in given
+        }
+        key = next(iter(names))
+        raise ValueError(f"{key}={','.join(given[key])}: this experiment knows {', '.join(dict.fromkeys(names[key]))}")
+    return grids
+
+
+def sweep_name(command: Sequence[str], params: Mapping[str, str], either: Sequence[Mapping[str, str]] = ()) -> str:
     """A name for a sweep that the same command gives again."""
     counted = sorted(override for override in command if not is_below(key_of(override), UNNAMED))
     chosen = [override.partition("=")[2] for override in counted if override.startswith("experiment=")]
     name = re.sub(r"[^\w.-]+", "_", chosen[0]) if chosen else "sweep"
-    return f"{name}-{identity({'command': counted, 'params': dict(params)})[:8]}"
+    more = {"either": [dict(each) for each in either]} if either else {}
+    return f"{name}-{identity({'command': counted, 'params': dict(params), **more})[:8]}"
 
 
 def quoted(value: str) -> str:

@@ -37,6 +37,7 @@ from .lease import Holder, clock_ahead
 from .plan import (
     Plan,
     Point,
+    alternatives,
     digest_of,
     folder_of,
     force_of,
@@ -69,8 +70,13 @@ class PointSweeper(Sweeper):
     folder: str | None = None
     exit_code: int | None = None
 
-    def __init__(self, max_batch_size: int | None = None, params: Mapping[str, str] | None = None) -> None:
-        self.max_batch_size, self.params = max_batch_size, dict(params or {})
+    def __init__(
+        self,
+        max_batch_size: int | None = None,
+        params: Mapping[str, str] | None = None,
+        either: Sequence[Mapping[str, str]] | None = None,
+    ) -> None:
+        self.max_batch_size, self.params, self.either = max_batch_size, dict(params or {}), [*map(dict, either or [])]
         self.launcher: Launcher | None = None
         self.loggers: dict[str, DictConfig] = {}
 
@@ -80,7 +86,7 @@ class PointSweeper(Sweeper):
         if any(override.startswith("hydra.sweep.subdir=") for override in given):
             raise SweepError("hydra.sweep.subdir: a point's folder is named by its overrides; set hydra.sweep.dir only")
         if not any(override.startswith("hydra.sweep.dir=") for override in given):
-            name = sweep_name(list(config.hydra.overrides.task), self.params)
+            name = sweep_name(list(config.hydra.overrides.task), self.params, self.either)
             config.hydra.sweep.dir = os.path.join(str(config.hydra.sweep.dir), name)
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(config.hydra.sweep.dir))}")
         type(self).folder = str(config.hydra.sweep.dir)
@@ -123,8 +129,11 @@ class PointSweeper(Sweeper):
 
         loader, master = self.hydra_context.config_loader, self.config
         parser = OverridesParser.create(config_loader=loader)
-        swept = parser.parse_overrides([*(f"{k}={v}" for k, v in self.params.items()), *unforced(arguments)])
-        (combinations,) = BasicSweeper.split_arguments(swept, None)
+        swept, combinations = [], []
+        for words in alternatives(self.params, self.either, unforced(arguments)):
+            overrides = parser.parse_overrides(words)
+            swept += [override for override in overrides if override.is_sweep_override()]
+            combinations += BasicSweeper.split_arguments(overrides, None)[0]
 
         @functools.cache
         def is_group(name: str) -> bool:
@@ -133,7 +142,7 @@ class PointSweeper(Sweeper):
         @functools.cache
         def composed(chosen: tuple[str, ...]) -> Mapping[str, Any]:
             config = loader.load_sweep_config(master, list(chosen))
-            check_experiment(chosen, config, self.params)
+            check_experiment(chosen, config, self.params, self.either)
             tree: Any = OmegaConf.to_container(config, resolve=False)
             return {key: value for key, value in tree.items() if key != "hydra"}
 
@@ -141,7 +150,10 @@ class PointSweeper(Sweeper):
         def value(override: str) -> Any:
             return parser.parse_override(override).value()
 
-        keys = {key_of(override.input_line or "") for override in swept if override.is_sweep_override()}
+        params = [*self.params, *dict.fromkeys(key for each in self.either for key in each)]
+        keys = {key_of(override.input_line or "") for override in swept} | {
+            key_of(k) for each in self.either for k in each
+        }
         known = known_folders(Path(str(master.hydra.sweep.dir)))
         kinds: set[tuple[str, ...]] = set()
         points: dict[Point, Point] = {}
@@ -154,7 +166,7 @@ class PointSweeper(Sweeper):
                     logger = loader.load_sweep_config(master, list(combination)).get("logger")
                 except ConfigCompositionException as error:
                     typed = [key_of(argument) for argument in arguments]
-                    raise unknown_parameter(loader, master, self.params, groups, typed) or error from None
+                    raise unknown_parameter(loader, master, params, groups, typed) or error from None
                 if isinstance(logger, DictConfig):
                     self.loggers[str(logger)] = logger
                 kinds.add(kind)
