@@ -25,9 +25,9 @@ from .files import write_atomically
 from .generators.base import LayeredGenerator
 from .interrupt import Interrupted, StopRequest, Taken, listen
 from .loggers import RunInfo, RunLog
-from .losses import PerceptualFit, PerceptualNet
-from .observations import MODES, Measured, Observations, Simulated
-from .operators.base import ForwardOperator
+from .losses import PerceptualFit, PerceptualNet, TargetFit
+from .observations import MODES, Measured, Observations, Requested, Simulated
+from .operators import Classifier, ForwardOperator
 from .operators.noise import NoiseModel
 from .ops import ImplementationError, prepare, use
 from .pipeline import problems, run
@@ -198,6 +198,7 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
         baseline=baseline,
         perceptual=perceptual,
         judges=judges,
+        target=target_of(config, generator),
         observations=observations,
         batch_size=config.data.batch_size,
         seed=config.seed,
@@ -271,6 +272,11 @@ def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple
     operator = instantiate(config.task.operator, "task.operator", ForwardOperator, image_shape=shape)
     check_operator_attributes(operator)
     noise = instantiate(config.task.noise, "task.noise", NoiseModel)
+    if config.task.get("target") is not None and isinstance(operator, Classifier):
+        limit = config.data.limit
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+            raise RunError(f"data.limit={limit}: expected null or a whole number, at least 1: how many attempts")
+        return operator, Requested(operator, operator.target(config.task.target), limit or 1, generator.dtype)
     path, limit = config.data.path, config.data.limit
     if config.data.mode == "measured":
         task: Any = OmegaConf.to_container(config.task, resolve=True)
@@ -278,6 +284,14 @@ def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple
     noise.check(operator)
     images = load_images(path, generator.image_shape, limit)
     return operator, Simulated(images, operator, noise, config.seed, generator.dtype)
+
+
+def target_of(config: DictConfig, generator: LayeredGenerator) -> TargetFit | None:
+    """The class that pictures are to be of, where the task has a classifier beside its operator."""
+    if config.task.get("classifier") is None:
+        return None
+    classifier = instantiate(config.task.classifier, "task.classifier", Classifier, image_shape=generator.image_shape)
+    return TargetFit(classifier, classifier.target(config.task.get("target")))
 
 
 def report(setting: Setting, rows: list[dict[str, Any]], folder: Path) -> None:

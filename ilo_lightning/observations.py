@@ -162,6 +162,34 @@ class Measured(Observations):
             raise DataError(f"{named}: measured by another operator ({'; '.join(changes[:4])}){_remedy(info)}")
 
 
+class Requested(Observations):
+    """No picture was observed: y is what the user asks for, such as a class. Each of the observations is one more
+    attempt, with randomness of its own.
+
+    Args:
+        operator: A.
+        y: ``(1, *output_shape)``.
+        count: how many attempts.
+        dtype: of y.
+    """
+
+    def __init__(self, operator: ForwardOperator, y: Tensor, count: int, dtype: torch.dtype) -> None:
+        self.operator, self.count = operator, count
+        self.measurement = Measurement(y.to(dtype), operator.weight.to("cpu", dtype))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Observation:  # pyright: ignore[reportIncompatibleMethodOverride]
+        measurement = self.measurement.to(device_of(self.operator))
+        return Observation(f"{index:03d}", self.digest(index), measurement, None)
+
+    def digest(self, index: int) -> str:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return hashlib.sha256(f"{_digest(self.measurement)} attempt {index}".encode()).hexdigest()
+
+
 def observe(observations: Sequence[Observation]) -> Measurement:
     """The measurements of several observations as one batch."""
     return Measurement.cat([observation.measurement for observation in observations])

@@ -287,7 +287,7 @@ def _run_batch(
                 method,
                 keys=digests,
                 seed=setting.seed,
-                data_fit=setting.data_fit(method),
+                data_fit=setting.data_fits(method),
                 truth=torch.stack(truths) if len(truths) == len(known) else None,
                 checkpoint=ResumeCheckpoint(
                     folder / "batches" / f"{name}.ckpt", setting.checkpoint_every_seconds, stop=stop

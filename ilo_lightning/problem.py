@@ -47,7 +47,7 @@ class InverseProblem(pl.LightningModule):
         measurement: y of the batch, with its weights.
         schedule: the stages.
         point: where to start, at a layer no deeper than the first stage's.
-        data_fit: ``losses.mean_squared_error`` unless told.
+        data_fit: ``losses.mean_squared_error`` unless told; or one for each stage.
         draws: one random generator per image for what is drawn on the way, from the words that say what for.
         truth: the images ``(B, C, H, W)``, for ``rank: truth`` only; nothing is optimised for it.
         project: puts a point back into the sets of the method (its spheres).
@@ -60,7 +60,7 @@ class InverseProblem(pl.LightningModule):
         measurement: Measurement,
         schedule: Schedule,
         point: LatentPoint,
-        data_fit: DataFit | None = None,
+        data_fit: DataFit | Sequence[DataFit] | None = None,
         draws: Draws | None = None,
         project: Callable[[LatentPoint], LatentPoint] = lambda point: point,
         truth: Tensor | None = None,
@@ -71,7 +71,9 @@ class InverseProblem(pl.LightningModule):
         self._frozen: dict[str, Any] = {"generator": generator, "operator": operator}
         self.measurement = measurement
         self.schedule = schedule
-        self.data_fit = data_fit or mean_squared_error
+        self.data_fits = (
+            data_fit if isinstance(data_fit, Sequence) else [data_fit or mean_squared_error] * len(schedule)
+        )
         self.draws = draws or (lambda *purpose: [generator_for(i, *purpose) for i in range(point.batch_size)])
         self.project = project
         self.truth = truth
@@ -209,7 +211,7 @@ class InverseProblem(pl.LightningModule):
         if step is not None and stage.jitter:
             point = self._jittered(point, step)
         image = self(point)
-        fit = self.data_fit(self.operator(image), self.measurement)
+        fit = self.data_fits[self.stage_index](self.operator(image), self.measurement)
         loss = fit
         if stage.floor:
             loss = loss.clamp_min(stage.floor)

@@ -24,7 +24,7 @@ RADIUS_MODES = ("relative", "absolute")
 CENTERS = ("previous", "range")
 KEEPS = ("best", "last", "samples")
 RANKS = ("data_fit", "loss", "truth")
-DATA_FITS = ("mse", "perceptual", "dead_zone")
+DATA_FITS = ("mse", "perceptual", "dead_zone", "cross_entropy")
 """The terms of a method's data fit."""
 
 
@@ -72,6 +72,7 @@ class Stage:
         range_steps: of the search for that, with ``center`` range.
         reset: variables set to zero when the stage begins (which breaks continuity).
         penalties: weight of each of ``PENALTIES`` in the loss.
+        data_fit: weight of each of ``DATA_FITS`` in what is minimised, and by which iterates are ranked.
         floor: data fits below it count as it: what agrees so well is not optimised further.
         sigma: standard deviation of the measurement's noise; with it the loss is an energy, -log of the likelihood.
         jitter: Gaussian noise on the code, in standard deviations of w, that fades as ``max(0, 1 - t/0.75)²``.
@@ -93,6 +94,7 @@ class Stage:
     range_steps: int = 0
     reset: tuple[str, ...] = ()
     penalties: Mapping[str, float] = field(default_factory=dict)
+    data_fit: Mapping[str, float] = field(default_factory=lambda: {"mse": 1.0})
     floor: float = 0.0
     sigma: float | None = None
     jitter: float = 0.0
@@ -115,6 +117,19 @@ class Stage:
         for name, weight in self.penalties.items():
             _choice("method.penalties", name, PENALTIES)
             _number(f"method.penalties.{name}", weight, finite=True)
+        for name, weight in self.data_fit.items():
+            _choice("method.data_fit", name, DATA_FITS)
+            _number(f"method.data_fit.{name}", weight, finite=True)
+        weighed = {name: weight for name, weight in self.data_fit.items() if weight}
+        if not weighed:
+            raise ScheduleError(
+                f"method.data_fit={dict(self.data_fit)}: nothing is minimised; use method.data_fit.mse=1"
+            )
+        if self.sigma and [*weighed] != ["mse"]:
+            raise ScheduleError(
+                f"method.data_fit={weighed}: with method.sigma the loss is the likelihood of Gaussian noise, which is "
+                "the mean squared error alone; use method.data_fit={mse: 1} or method.sigma=null"
+            )
         _number("method.floor", self.floor, finite=True)
         _number("method.jitter", self.jitter, finite=True)
         if self.sigma == 0 or (self.sigma is None and self.optimizer == "langevin"):
@@ -218,7 +233,6 @@ class Method:
         rank: what iterates and restarts are ranked by: the ``data_fit``, the ``loss`` with its penalties, or the
             ``truth``, which only an experiment knows.
         samples, burn_in: with ``keep`` samples: how many, and which part of the last stage comes before the first.
-        data_fit: weight of each of ``DATA_FITS`` in what is minimised, and by which iterates are ranked.
         dead_zone: errors of up to this cost nothing in the term ``dead_zone``.
     """
 
@@ -234,24 +248,14 @@ class Method:
     rank: str = "data_fit"
     samples: int = 0
     burn_in: float = 0.0
-    data_fit: Mapping[str, float] = field(default_factory=lambda: {"mse": 1.0})
     dead_zone: float = 0.1
 
     def __post_init__(self) -> None:
         _number("method.dead_zone", self.dead_zone, finite=True)
-        if not isinstance(self.data_fit, Mapping):
-            raise ScheduleError(f"method.data_fit={self.data_fit}: expected a weight per term, such as {{mse: 1}}")
-        for name, weight in self.data_fit.items():
-            _choice("method.data_fit", name, DATA_FITS)
-            _number(f"method.data_fit.{name}", weight, finite=True)
-        if not any(self.data_fit.values()):
+        if self.keep == "best" and any(stage.data_fit != self.schedule[0].data_fit for stage in self.schedule.stages):
             raise ScheduleError(
-                f"method.data_fit={dict(self.data_fit)}: nothing is minimised; use method.data_fit.mse=1"
-            )
-        if any(stage.sigma for stage in self.schedule.stages) and [k for k, w in self.data_fit.items() if w] != ["mse"]:
-            raise ScheduleError(
-                f"method.data_fit={dict(self.data_fit)}: with method.sigma the loss is the likelihood of Gaussian "
-                "noise, which is the mean squared error alone; use method.data_fit={mse: 1} or method.sigma=null"
+                "method.data_fit: iterates of stages that minimise different things can't be ranked; use "
+                "method.keep=last, or one weight for all stages"
             )
         if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.+-]*", self.name):
             raise ScheduleError(f"method.name={self.name}: expected letters, digits, _ . + -: files are named after it")
@@ -275,6 +279,12 @@ class Method:
                 )
             if self.restarts > 1:
                 raise ScheduleError(f"method.restarts={self.restarts}: samples aren't ranked; use method.restarts=1")
+
+    @property
+    def data_fit(self) -> dict[str, float]:
+        """The largest weight of each of ``DATA_FITS`` in a stage."""
+        stages = self.schedule.stages
+        return {name: max(stage.data_fit.get(name, 0.0) for stage in stages) for name in DATA_FITS}
 
     @property
     def evaluations(self) -> int:
@@ -324,7 +334,7 @@ class Method:
         rank: str = "data_fit",
         samples: int = 0,
         burn_in: float = 0.0,
-        data_fit: Mapping[str, float] | None = None,
+        data_fit: Mapping[str, float | Sequence[float]] | None = None,
         dead_zone: float = 0.1,
     ) -> Method:
         """Build a method from the fields of ``conf/method/*.yaml``.
@@ -373,8 +383,8 @@ class Method:
                 ``truth``, an oracle that says what choosing could bring, and is no method.
             samples: how many samples are kept, with ``keep=samples``, from the last stage.
             burn_in: the part of the last stage before the first sample.
-            data_fit: weight of ``mse``, ``perceptual`` (by the network of ``perceptual=…``) and ``dead_zone`` in what
-                is minimised; {mse: 1} unless given.
+            data_fit: weight of ``mse``, ``perceptual`` (by the network of ``perceptual=…``), ``dead_zone`` and
+                ``cross_entropy`` (of a classifier) in what is minimised; {mse: 1} unless given.
             dead_zone: errors of up to this cost nothing in the term ``dead_zone``; in units of y.
 
         Raises:
@@ -387,7 +397,12 @@ class Method:
         for field_name, value in (("spheres", spheres), ("standardize", standardize), ("reset", reset)):
             if isinstance(value, str) or not isinstance(value, Sequence):
                 raise ScheduleError(f"method.{field_name}={value}: expected a list of variables, such as [latent]")
-        for field_name, value in (("radii", radii), ("lr_scale", lr_scale), ("penalties", penalties)):
+        for field_name, value in (
+            ("radii", radii),
+            ("lr_scale", lr_scale),
+            ("penalties", penalties),
+            ("data_fit", data_fit),
+        ):
             if value is not None and not isinstance(value, Mapping):
                 raise ScheduleError(
                     f"method.{field_name}={value}: expected a number per name, such as {{{_EXAMPLES[field_name]}}}"
@@ -417,6 +432,10 @@ class Method:
             penalty: _per_stage(f"method.penalties.{penalty}", value, count)
             for penalty, value in (penalties or {}).items()
         }
+        per_stage_fits = {
+            term: _per_stage(f"method.data_fit.{term}", value, count)
+            for term, value in ({"mse": 1.0} if data_fit is None else data_fit).items()
+        }
         columns = {
             field_name: _per_stage(f"method.{field_name}", value, count)
             for field_name, value in (
@@ -435,6 +454,7 @@ class Method:
                 range_steps=range_steps,
                 reset=tuple(reset) if i else (),
                 penalties={name: values[i] for name, values in per_stage_penalties.items() if values[i]},
+                data_fit={name: values[i] for name, values in per_stage_fits.items()},
                 floor=floor,
                 sigma=sigma,
                 jitter=jitter,
@@ -456,7 +476,6 @@ class Method:
             rank=rank,
             samples=samples,
             burn_in=burn_in,
-            data_fit={"mse": 1.0} if data_fit is None else data_fit,
             dead_zone=dead_zone,
         )
 
@@ -486,7 +505,7 @@ def _spread(evaluations: Any, steps: Sequence[Any], range_steps: Any, searches: 
     return spread, search
 
 
-_EXAMPLES = {"radii": "rgb: 0.1", "lr_scale": "rgb: 0.2", "penalties": "geocross: 0.01"}
+_EXAMPLES = {"radii": "rgb: 0.1", "lr_scale": "rgb: 0.2", "penalties": "geocross: 0.01", "data_fit": "mse: 1"}
 
 
 def _free_per_stage(free: Any, stages: int) -> list[tuple[str, ...]]:

@@ -9,9 +9,17 @@ from typing import Any
 import torch
 
 from .generators.base import LayeredGenerator
-from .losses import DeadZone, PerceptualFit, PerceptualNet, WeightedFit, mean_squared_error
-from .observations import Measured, Observations
-from .operators.base import ForwardOperator
+from .losses import (
+    DeadZone,
+    PerceptualFit,
+    PerceptualNet,
+    TargetFit,
+    WeightedFit,
+    cross_entropy,
+    mean_squared_error,
+)
+from .observations import Observations, Simulated
+from .operators import Classifier, ForwardOperator
 from .rehearsal import (
     check_generator_attributes,
     check_operator_attributes,
@@ -38,6 +46,7 @@ class Setting:
         method: what is run; ``baseline``, if any, is run first on the same measurements.
         trainer: further arguments of ``pytorch_lightning.Trainer``.
         perceptual: the perceptual term of the methods' data fits; None where no method gives it weight.
+        target: the class that pictures are to be of, where a task names one beside its operator.
         judges: networks whose distances to the truth are among the metrics.
         shard: the batches that are worked on; the others may be anywhere else.
         force: begin anew what was begun without this word; None: go on.
@@ -57,6 +66,7 @@ class Setting:
     checkpoint_every_seconds: float = 30.0
     trainer: Mapping[str, Any] | None = None
     perceptual: PerceptualFit | None = None
+    target: TargetFit | None = None
     judges: Sequence[PerceptualNet] = ()
     shard: Shard = field(default_factory=Shard)
     force: str | None = None
@@ -81,8 +91,11 @@ class Setting:
             if method is not None:
                 _check_method(section, method, self.generator)
                 self._check_networks(section, method)
-                if method.rank == "truth" and isinstance(self.observations, Measured):
-                    raise RunError(f"{section}.rank=truth: with data.mode=measured the truth isn't known; use data_fit")
+                if method.rank == "truth" and not isinstance(self.observations, Simulated):
+                    raise RunError(
+                        f"{section}.rank=truth: only y is given here, and no truth; use {section}.rank=data_fit"
+                    )
+                self._check_probabilities(section, method)
         if self.baseline is not None and self.baseline.name == self.method.name:
             raise RunError(f"method@baseline={self.baseline.name}: the same name as the method; choose another")
         with torch.no_grad():
@@ -110,10 +123,24 @@ class Setting:
             shape = self.generator.image_shape
             net.check_size(shape, f"metrics.perceptual={net.name}: images of", "metrics.size")
 
-    def data_fit(self, method: Method) -> WeightedFit:
-        """What a method minimises."""
+    def _check_probabilities(self, field: str, method: Method) -> None:
+        """Refuse a cross-entropy of what are no probabilities, and a target that nothing pursues."""
+        weight, name = method.data_fit["cross_entropy"], type(self.operator).__name__
+        if weight and self.target is None and not isinstance(self.operator, Classifier):
+            raise RunError(
+                f"{field}.data_fit.cross_entropy={weight:g}: what {name} gives are no probabilities of classes; use "
+                f"{field}.data_fit.cross_entropy=0, or task=classifier or task=morphing"
+            )
+        if weight and self.target is not None and tuple(self.operator.output_shape) != self.operator.input_shape:
+            raise RunError(f"task.operator: {name} gives no picture that task.classifier could look at")
+
+    def data_fits(self, method: Method) -> list[WeightedFit]:
+        """What a method minimises, stage by stage."""
         terms = {"mse": mean_squared_error, "dead_zone": DeadZone(method.dead_zone)}
-        return WeightedFit(terms | ({"perceptual": self.perceptual} if self.perceptual else {}), method.data_fit)
+        terms["cross_entropy"] = self.target or cross_entropy
+        if self.perceptual:
+            terms["perceptual"] = self.perceptual
+        return [WeightedFit(terms, stage.data_fit) for stage in method.schedule.stages]
 
     def optimised(self, method: Method) -> list[str]:
         """The networks that a method optimises, whose distances say little about its results."""

@@ -251,7 +251,7 @@ def solve(
     seed: int = 0,
     *,
     init: Solution | LatentPoint | None = None,
-    data_fit: DataFit | None = None,
+    data_fit: DataFit | Sequence[DataFit] | None = None,
     truth: Tensor | None = None,
     checkpoint: ResumeCheckpoint | None = None,
     trainer: Mapping[str, Any] | None = None,
@@ -273,7 +273,7 @@ def solve(
         seed: of the run.
         init: start here instead of at a random point, at a layer no deeper than the first stage's: as many images as
             the measurement has, or one for all. It is put on the method's spheres first.
-        data_fit: what to minimise; mean squared error unless told.
+        data_fit: what to minimise; mean squared error unless told; or one for each stage.
         truth: the images ``(B, C, H, W)``, which ``method.rank`` truth needs; they choose, and are not optimised for.
         checkpoint: where and when to save; if its file exists, the optimisation goes on from there.
         trainer: further arguments of ``pytorch_lightning.Trainer``: accelerator, precision, …

@@ -222,6 +222,6 @@ def _method(name: str, layers: list[int], radius: float | None) -> dict[str, Any
         "rank": "data_fit",
         "samples": 0,
         "burn_in": 0,
-        "data_fit": {"mse": 1, "perceptual": 0, "dead_zone": 0},
+        "data_fit": {"mse": 1, "perceptual": 0, "dead_zone": 0, "cross_entropy": 0},
         "dead_zone": 0.1,
     }

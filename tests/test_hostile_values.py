@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,19 +35,34 @@ def options(config: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from options(config[key], f"{prefix}{key}.")
 
 
+def with_value(config: DictConfig, key: str, value: str) -> DictConfig:
+    """As ``++key=value`` composes it, in a fiftieth of the time."""
+    parsed = OverridesParser.create().parse_override(f"++{key}={value}").value()
+    config = copy.deepcopy(config)
+    OmegaConf.set_struct(config, False)
+    OmegaConf.update(config, key, OmegaConf.create(parsed) if isinstance(parsed, dict | list) else parsed, merge=False)
+    OmegaConf.set_struct(config, True)
+    return config
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_no_value_ends_in_a_traceback(task: str, checkpoint: Path, tmp_path: Path, capfd):
     given = ["generator=stylegan2", f"generator.checkpoint={checkpoint}", *QUICK, *TASKS[task]]
     tried = refused = 0
     with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
-        keys = list(options(compose("config", overrides=given)))
-        if task != "inpainting":
-            keys = [key for key in keys if key.startswith(("task.", "baseline"))]
+        base = compose("config", overrides=given)
+        keys = list(options(base))
+        if task == "baseline":  # the same fields as the method's, by the same code
+            keys = [f"baseline.{name}" for name in ("name", "layers", "steps", "lr", "free", "radius", "data_fit.mse")]
+        elif task != "inpainting":
+            keys = [key for key in keys if key.startswith("task.")]
         for key in keys:
             for value in VALUES:
                 try:
-                    config = compose("config", overrides=[*given, f"++{key}={value}"])
+                    config = (
+                        with_value(base, key, value) if "." in key else compose("config", [*given, f"++{key}={value}"])
+                    )
                 except (HydraException, OmegaConfBaseException):
                     continue  # refused by Hydra, see test_run_faults.py
                 shutil.rmtree(tmp_path / "run", ignore_errors=True)
