@@ -1,6 +1,6 @@
 """What disagrees with the measurement, and by how much."""
 
-from .data_fit import DeadZone, Term, WeightedFit, mean_squared_error
+from .data_fit import DeadZone, TargetFit, Term, WeightedFit, cross_entropy, mean_squared_error
 from .perceptual import PerceptualFit, PerceptualNet
 from .trunks import NETS, PerceptualError
 
@@ -10,7 +10,9 @@ __all__ = [
     "PerceptualError",
     "PerceptualFit",
     "PerceptualNet",
+    "TargetFit",
     "Term",
     "WeightedFit",
+    "cross_entropy",
     "mean_squared_error",
 ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from ..operators.base import Measurement
+from ..operators.base import ForwardOperator, Measurement
 
 Term = Callable[[Tensor, Measurement], Tensor]
 """A data fit: of a prediction and a measurement, one number ``(B,)`` per image."""
@@ -20,6 +21,34 @@ def mean_squared_error(prediction: Tensor, measurement: Measurement) -> Tensor:
     count, neither in the sum nor in the mean. In squared units of y.
     """
     return _weighted_mean((prediction - measurement.y).square(), measurement)
+
+
+def cross_entropy(prediction: Tensor, measurement: Measurement) -> Tensor:
+    """``-Σ_k w_k y_k log p_k``, ``(B,)``, of probabilities y and p = A(x) ``(B, K)``; in nats.
+
+    Zero only for ``p = y`` one-hot. A p that is 0 counts as the least number of its type, so that the fit is finite.
+    """
+    return _cross_entropy(prediction, measurement.y * measurement.weight)
+
+
+@dataclass(frozen=True)
+class TargetFit:
+    """Cross-entropy of what a classifier takes a picture for, and a class that it is to be; ``(B,)``, in nats.
+
+    For operators whose A(x) is a picture; what was measured has no say. Not a module, so that a ``LightningModule``
+    that holds it doesn't take the network into its checkpoints.
+
+    Args:
+        classifier: of pictures, to probabilities ``(B, K)``; it follows them to their device.
+        target: ``(1, K)``, or one ``(B, K)`` for each picture.
+    """
+
+    classifier: ForwardOperator
+    target: Tensor
+
+    def __call__(self, prediction: Tensor, measurement: Measurement) -> Tensor:
+        probabilities = self.classifier.to(prediction.device)(prediction)
+        return _cross_entropy(probabilities, self.target.to(probabilities))
 
 
 @dataclass(frozen=True)
@@ -64,3 +93,7 @@ class WeightedFit:
 def _weighted_mean(errors: Tensor, measurement: Measurement) -> Tensor:
     errors, weight = errors * measurement.weight, measurement.weight
     return errors.flatten(1).sum(dim=1) / weight.expand_as(errors).flatten(1).sum(dim=1)
+
+
+def _cross_entropy(probabilities: Tensor, target: Tensor) -> Tensor:
+    return -(target * probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()).sum(dim=1)

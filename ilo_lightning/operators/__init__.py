@@ -3,6 +3,7 @@
 from ilo_lightning.operators.base import ForwardOperator, LinearOperator, Measurement, measure
 from ilo_lightning.operators.blur import Blur, GaussianBlur, MotionBlur
 from ilo_lightning.operators.circulant import PartialCirculant
+from ilo_lightning.operators.classifier import Classifier
 from ilo_lightning.operators.colour import Clipping, Greyscale
 from ilo_lightning.operators.composition import Composition, LinearComposition, compose
 from ilo_lightning.operators.gaussian import GaussianCompressedSensing
@@ -16,6 +17,7 @@ from ilo_lightning.operators.resize import SuperResolution
 __all__ = [
     "JPEG",
     "Blur",
+    "Classifier",
     "Clipping",
     "Composition",
     "Denoising",
