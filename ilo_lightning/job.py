@@ -272,7 +272,7 @@ def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple
     operator = instantiate(config.task.operator, "task.operator", ForwardOperator, image_shape=shape)
     check_operator_attributes(operator)
     noise = instantiate(config.task.noise, "task.noise", NoiseModel)
-    if config.task.get("target") is not None and isinstance(operator, Classifier):
+    if config.task.get("target") is not None and isinstance(operator, Classifier) and config.data.mode != "measured":
         limit = config.data.limit
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise RunError(f"data.limit={limit}: expected null or a whole number, at least 1: how many attempts")
@@ -290,7 +290,10 @@ def target_of(config: DictConfig, generator: LayeredGenerator) -> TargetFit | No
     """The class that pictures are to be of, where the task has a classifier beside its operator."""
     if config.task.get("classifier") is None:
         return None
-    classifier = instantiate(config.task.classifier, "task.classifier", Classifier, image_shape=generator.image_shape)
+    try:
+        classifier = instantiate(config.task.classifier, "task.classifier", Classifier, image_shape=generator.image_shape)
+    except RunError as error:
+        raise RunError(str(error).replace("task.operator.", "task.classifier.")) from error
     return TargetFit(classifier, classifier.target(config.task.get("target")))
 
 
