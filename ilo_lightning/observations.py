@@ -125,12 +125,12 @@ class Measured(Observations):
 
     def __getitem__(self, index: int) -> Observation:  # pyright: ignore[reportIncompatibleMethodOverride]
         measurement = self._read(index)
-        digest = _digest(measurement)
+        digest = digest_of(measurement)
         measurement = measurement.to(device_of(self.operator), self.dtype)
         return Observation(self.names[index], digest, measurement, None)
 
     def digest(self, index: int) -> str:
-        return _digest(self._read(index))
+        return digest_of(self._read(index))
 
     def _read(self, index: int) -> Measurement:
         if self._pictures is not None:
@@ -182,7 +182,8 @@ def device_of(module: nn.Module) -> torch.device:
     return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
-def _digest(measurement: Measurement) -> str:
+def digest_of(measurement: Measurement) -> str:
+    """SHA-256 (hex) of y and its weight."""
     digest = hashlib.sha256()
     for tensor in (measurement.y, measurement.weight):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
