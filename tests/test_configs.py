@@ -37,6 +37,9 @@ def test_composes_and_instantiates(group: str, name: str, tmp_path: Path):
         overrides += ["method.layers=[0,1,2]", "method.steps=[1,1,1]", "method.lr=[0.1,0.1,0.1]"]
     if (group, name) in (("generator", "pixels"), ("generator", "wavelets")):  # one layer; the methods for it
         overrides.append(f"method={'lasso' if name == 'wavelets' else 'total_variation'}")
+    if (group, name) == ("method", "bm3d"):
+        pytest.importorskip("bm3d", reason="pip install 'ilo-lightning[bm3d]'")
+        overrides += ["generator=pixels", "task=denoising"]
     if (group, name) == ("method", "langevin"):
         overrides.append("task=denoising")  # of a measurement without noise there is no posterior
     if (group, name) == ("generator", "dcgan") and importlib.util.find_spec("gan_face_generate") is None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 deepinv = pytest.importorskip("deepinv", reason="deepinv is in the test extra: pip install -e '.[test]'")
 
@@ -290,7 +290,7 @@ def test_deepinv_s_own_test_loop_runs_it():
     generator = small_stylegan2(dtype=torch.float32)
     truth = (generator(generator.sample(rngs(100, 101), "z")).clamp(-1, 1) + 1) / 2
     physics = P.Inpainting(SHAPE, mask=0.5, rng=rng())
-    pairs = DataLoader(TensorDataset(truth, physics(truth)), batch_size=2)
+    pairs = DataLoader([{"x": x, "y": y} for x, y in zip(truth, physics(truth), strict=True)], batch_size=2)  # type: ignore[arg-type]
     result = deepinv.test(
         reconstructor(generator, csgm(5)), pairs, physics, metrics=[deepinv.metric.PSNR()], verbose=False,
         show_progress_bar=False,
