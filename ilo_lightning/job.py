@@ -291,7 +291,9 @@ def target_of(config: DictConfig, generator: LayeredGenerator) -> TargetFit | No
     if config.task.get("classifier") is None:
         return None
     try:
-        classifier = instantiate(config.task.classifier, "task.classifier", Classifier, image_shape=generator.image_shape)
+        classifier = instantiate(
+            config.task.classifier, "task.classifier", Classifier, image_shape=generator.image_shape
+        )
     except RunError as error:
         raise RunError(str(error).replace("task.operator.", "task.classifier.")) from error
     return TargetFit(classifier, classifier.target(config.task.get("target")))

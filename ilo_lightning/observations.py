@@ -125,12 +125,12 @@ class Measured(Observations):
 
     def __getitem__(self, index: int) -> Observation:  # pyright: ignore[reportIncompatibleMethodOverride]
         measurement = self._read(index)
-        digest = _digest(measurement)
+        digest = digest_of(measurement)
         measurement = measurement.to(device_of(self.operator), self.dtype)
         return Observation(self.names[index], digest, measurement, None)
 
     def digest(self, index: int) -> str:
-        return _digest(self._read(index))
+        return digest_of(self._read(index))
 
     def _read(self, index: int) -> Measurement:
         if self._pictures is not None:
@@ -174,20 +174,20 @@ class Requested(Observations):
     """
 
     def __init__(self, operator: ForwardOperator, y: Tensor, count: int, dtype: torch.dtype) -> None:
-        self.operator, self.count = operator, count
+        self.operator, self.attempts = operator, count
         self.measurement = Measurement(y.to(dtype), operator.weight.to("cpu", dtype))
 
     def __len__(self) -> int:
-        return self.count
+        return self.attempts
 
     def __getitem__(self, index: int) -> Observation:  # pyright: ignore[reportIncompatibleMethodOverride]
         measurement = self.measurement.to(device_of(self.operator))
         return Observation(f"{index:03d}", self.digest(index), measurement, None)
 
     def digest(self, index: int) -> str:
-        if not 0 <= index < self.count:
+        if not 0 <= index < self.attempts:
             raise IndexError(index)
-        return hashlib.sha256(f"{_digest(self.measurement)} attempt {index}".encode()).hexdigest()
+        return hashlib.sha256(f"{digest_of(self.measurement)} attempt {index}".encode()).hexdigest()
 
 
 def observe(observations: Sequence[Observation]) -> Measurement:
@@ -210,7 +210,8 @@ def device_of(module: nn.Module) -> torch.device:
     return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
-def _digest(measurement: Measurement) -> str:
+def digest_of(measurement: Measurement) -> str:
+    """SHA-256 (hex) of y and its weight."""
     digest = hashlib.sha256()
     for tensor in (measurement.y, measurement.weight):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())

@@ -76,6 +76,7 @@ class Stage:
         floor: data fits below it count as it: what agrees so well is not optimised further.
         sigma: standard deviation of the measurement's noise; with it the loss is an energy, -log of the likelihood.
         jitter: Gaussian noise on the code, in standard deviations of w, that fades as ``max(0, 1 - t/0.75)²``.
+        bm3d: standard deviation of the noise that BM3D takes out of the image after each step; None: no BM3D.
     """
 
     layer: int
@@ -98,6 +99,7 @@ class Stage:
     floor: float = 0.0
     sigma: float | None = None
     jitter: float = 0.0
+    bm3d: float | None = None
 
     def __post_init__(self) -> None:
         _count("method.layers", self.layer)
@@ -132,6 +134,13 @@ class Stage:
             )
         _number("method.floor", self.floor, finite=True)
         _number("method.jitter", self.jitter, finite=True)
+        if self.bm3d == 0:
+            raise ScheduleError(
+                f"method.bm3d={self.bm3d}: there is no noise to take out; give the measurement's, e.g. "
+                "task.noise.sigma=0.1, or method.bm3d=0.1 where the task has none or doesn't know it"
+            )
+        if self.bm3d is not None:
+            _number("method.bm3d", self.bm3d, positive=True, finite=True)
         if self.sigma == 0 or (self.sigma is None and self.optimizer == "langevin"):
             raise ScheduleError(
                 f"method.sigma={self.sigma}: samples of the posterior need noise on the measurement; give its standard "
@@ -323,6 +332,7 @@ class Method:
         floor: float = 0.0,
         sigma: float | None = None,
         jitter: float = 0.0,
+        bm3d: float | None = None,
         space: str | Sequence[str] | None = None,
         spheres: Sequence[str] = (),
         standardize: Sequence[str] = (),
@@ -370,6 +380,8 @@ class Method:
             sigma: standard deviation of the measurement's noise, in units of y: the loss is then the negative
                 log-likelihood; null: the loss is the data fit.
             jitter: noise on the code that fades in the first three quarters of a stage, in standard deviations of w.
+            bm3d: standard deviation, for images in [-1, 1], of the noise that BM3D takes out of the image after each
+                step, with ``generator=pixels``; null: no BM3D.
             space: latent space at layer 0; null: the generator's default. A list changes it from stage to stage.
             spheres: variables kept on their spheres: each latent vector at norm √dim, each noise map at √(H·W).
             standardize: variables brought to mean 0 and variance 1 after each step.
@@ -458,6 +470,7 @@ class Method:
                 floor=floor,
                 sigma=sigma,
                 jitter=jitter,
+                bm3d=bm3d,
                 **{field_name: values[i] for field_name, values in columns.items()},
             )
             for i, layer in enumerate(layers)

@@ -24,12 +24,14 @@ from .callbacks import (
     History,
     L1Projection,
     PictureStrip,
+    PlugAndPlay,
     PosteriorSamples,
     Progress,
     ResumeCheckpoint,
     Spheres,
     StageSchedule,
 )
+from .callbacks.plug_and_play import check_bm3d
 from .callbacks.progress import Display, QuietDisplay
 from .callbacks.sphere import project_to_spheres
 from .generators.base import LatentPoint, LayeredGenerator, variable_of
@@ -108,6 +110,8 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
                     raise ScheduleError(f"method.penalties.{penalty} at layer {stage.layer}: {error}") from error
             if stage.jitter and "latent" not in point.tensors:
                 raise ScheduleError(f"method.jitter={stage.jitter}: there is no latent code in space {point.space}")
+            if stage.bm3d is not None:
+                check_bm3d(stage.bm3d, point.space, generator.image_shape)
             variables = {variable_of(tensor) for tensor in point.tensors}
             if not any(stage.frees(variable_of(tensor), index_of(tensor)) for tensor in point.tensors):
                 maps = f" with method.noise_maps={stage.noise_maps}" if "noise" in stage.free else ""
@@ -324,7 +328,7 @@ def solve(
     best = BestIterate(method.rank, last=method.keep != "best")
     projection, history, strip = L1Projection(), History(), PictureStrip()
     spheres = Spheres(method.spheres, method.standardize)
-    own: list[Callback] = [StageSchedule(), best, spheres, projection, history, strip]
+    own: list[Callback] = [StageSchedule(), best, spheres, PlugAndPlay(), projection, history, strip]
     posterior = PosteriorSamples(method.sample_steps()) if method.keep == "samples" else None
     if posterior is not None:
         own.append(posterior)

@@ -215,6 +215,7 @@ def _method(name: str, layers: list[int], radius: float | None) -> dict[str, Any
         "floor": 0,
         "sigma": None,
         "jitter": 0,
+        "bm3d": None,
         "spheres": ["latent"],
         "standardize": [],
         "evaluations": None,

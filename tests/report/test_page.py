@@ -300,7 +300,7 @@ def test_what_failed_is_listed_and_can_be_opened(page: Chrome):
 
 def test_plots_of_the_chosen_metric(page: Chrome, swept: Path, moved_report: Path):
     def shown() -> list[str]:
-        return text(page, "figure:not([hidden]) figcaption")
+        return text(page, "#plots figure:not([hidden]) figcaption")
 
     assert shown() and all(caption.startswith("PSNR (dB) against") for caption in shown())
     select(page, "#metric", "MSE")
@@ -309,6 +309,18 @@ def test_plots_of_the_chosen_metric(page: Chrome, swept: Path, moved_report: Pat
         assert (moved_report / link.get_dom_attribute("href")).is_file()
     count = len({group.problem for group in summarise(collect([swept])).groups})
     assert count == 8
+
+
+def test_pictures_side_by_side(page: Chrome, moved_report: Path):
+    """A picture per problem, each with all methods, that the browser can show."""
+    images = page.find_elements("css selector", "#side-by-side img")
+    assert len(images) == len(list((moved_report / "figures").iterdir())) > 0
+    for image in images:
+        page.execute_script("arguments[0].scrollIntoView()", image)
+        page.execute_async_script("const done = arguments[1]; arguments[0].decode().then(() => done())", image)
+        names = (image.get_dom_attribute("alt") or "").split(", ")
+        assert names[0] == "measurement" and names[-1] == "truth" and len(names) > 2
+        assert image.get_property("naturalWidth") > 300
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
