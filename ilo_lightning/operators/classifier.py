@@ -93,7 +93,8 @@ class Classifier(ForwardOperator):
         if self.size is not None and tuple(pixels.shape[2:]) != (self.size, self.size):
             pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
         seen = (pixels - self.mean.to(image.dtype)) / self.std.to(image.dtype)
-        return functional_call(self.net, self._tensors(image.dtype), (seen,))
+        converted = self._tensors(image.dtype)
+        return functional_call(self.net, converted, (seen,)) if converted else self.net(seen)
 
     def _tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Those of the network that have another type, in this one."""
