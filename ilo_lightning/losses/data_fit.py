@@ -47,7 +47,9 @@ class TargetFit:
     target: Tensor
 
     def __call__(self, prediction: Tensor, measurement: Measurement) -> Tensor:
-        probabilities = self.classifier.to(prediction.device)(prediction)
+        if self.classifier.weight.device != prediction.device:
+            self.classifier.to(prediction.device)
+        probabilities = self.classifier(prediction)
         return _cross_entropy(probabilities, self.target.to(probabilities))
 
 

@@ -93,7 +93,8 @@ class Classifier(ForwardOperator):
         if self.size is not None and tuple(pixels.shape[2:]) != (self.size, self.size):
             pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
         seen = (pixels - self.mean.to(image.dtype)) / self.std.to(image.dtype)
-        return functional_call(self.net, self._tensors(image.dtype), (seen,))
+        converted = self._tensors(image.dtype)
+        return functional_call(self.net, converted, (seen,)) if converted else self.net(seen)
 
     def _tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Those of the network that have another type, in this one."""
@@ -142,7 +143,7 @@ class Classifier(ForwardOperator):
         channels, height, width = self.input_shape
         image = Image.new("RGB", (width, height), "white")
         draw, row = ImageDraw.Draw(image), height / SHOWN
-        font = ImageFont.load_default(max(9, row * 0.6)) if min(height, width) >= READABLE else None
+        font = ImageFont.load_default(max(9, min(row * 0.6, width / 12))) if min(height, width) >= READABLE else None
         for place, (value, index) in enumerate(zip(values, indices, strict=True)):
             length = min(max(value, 0.0), 1.0) * width
             if length >= 1:

@@ -126,8 +126,11 @@ def _parse(data: bytes) -> Any:
         return load_safetensors(data)
     if data.startswith(b"\x80") and data[2:4] != b"\x8a\n":  # a pickle, and not the number with which torch begins
         return ArrayUnpickler(BytesIO(data), encoding="latin1").load()
-    with _numpy_numbers():
+    try:
         return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        with _numpy_numbers():
+            return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def _numpy_numbers() -> Any:
