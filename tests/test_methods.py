@@ -44,6 +44,10 @@ def method(name: str, **changes: Any) -> Method:
     fields = {
         key: None if isinstance(value, str) and value.startswith("${") else value for key, value in fields.items()
     }
+    fits = fields["data_fit"].items()
+    fields["data_fit"] = {
+        key: float(str(v).rpartition(",")[2].rstrip("}")) for key, v in fits if not isinstance(v, list)
+    }
     fields["radii"] = {key: fields["radius"] if str(v).startswith("${") else v for key, v in fields["radii"].items()}
     return Method.from_config(**{**fields, **changes})
 
@@ -88,6 +92,66 @@ def test_what_is_claimed_is_what_the_saved_point_measures(name: str):
         assert fit == pytest.approx(solution.info["data_fit"], rel=1e-9)
         method = SHORT[name]
         assert solution.info["evaluations"] == method.evaluations + method.restarts  # one last look at each
+
+
+@pytest.mark.parametrize("name", [*SHORT, "csgm", "ilo"])
+@pytest.mark.parametrize("evaluations", [37, 100, 1000])
+def test_evaluations_are_spent_exactly(name: str, evaluations: int):
+    """Whatever the stages, searches and restarts; no stage is lost, and proportions are kept as far as can be."""
+    shipped = method(name, **({"sigma": 0.1, "samples": 5} if name == "langevin" else {}))
+    scaled = method(name, **({"sigma": 0.1, "samples": 5} if name == "langevin" else {}), evaluations=evaluations)
+    assert evaluations - scaled.evaluations == evaluations % scaled.restarts
+    assert [stage.layer for stage in scaled.schedule.stages] == [stage.layer for stage in shipped.schedule.stages]
+    for stage, given in zip(scaled.schedule.stages, shipped.schedule.stages, strict=True):
+        assert stage.steps == pytest.approx(given.steps * evaluations / shipped.evaluations, abs=3)
+
+
+def test_too_few_evaluations_are_refused():
+    with pytest.raises(ScheduleError, match=r"method\.evaluations=2: expected at least 4, one for each of 4 stages"):
+        method("ilo", evaluations=2)
+    with pytest.raises(ScheduleError, match=r"method\.evaluations=-1"):
+        method("ilo", evaluations=-1)
+
+
+def test_ranked_by_the_truth():
+    """An oracle: of all points on the way, the one whose clipped image is nearest to the truth; the way is the same."""
+    generator, operator, measurement = problem()
+    truth = generator(generator.sample(rngs(40, 41, 42), None))[: len(KEYS)]
+    errors: list[Tensor] = []
+
+    class Watch(Callback):
+        def on_before_backward(self, trainer, pl_module, loss):
+            with torch.no_grad():
+                image = generator(pl_module.point).clamp(-1, 1)
+            errors.append((image - truth).flatten(1).square().mean(1))
+
+    usual, oracle = method("csgm", steps=[12], noise="random"), method("csgm", steps=[12], noise="random", rank="truth")
+    expected = solve(generator, operator, measurement, usual, KEYS).solutions
+    found = solve(generator, operator, measurement, oracle, KEYS, truth=truth, callbacks=[Watch()]).solutions
+    for i, (solution, other) in enumerate(zip(found, expected, strict=True)):
+        torch.testing.assert_close(solution.history, other.history)
+        error = (generator(solution.point).clamp(-1, 1) - truth[i]).square().mean()
+        last = min(float(each[i]) for each in errors)
+        assert float(error) <= last * (1 + 1e-9)
+    with pytest.raises(ScheduleError, match=r"method\.rank=truth: the true images aren't known"):
+        solve(generator, operator, measurement, oracle, KEYS)
+
+
+def test_stages_may_minimise_different_things():
+    """Each stage's loss is its own weighted sum; their iterates are not ranked against each other."""
+    from ilo_lightning.losses import DeadZone, WeightedFit
+
+    generator, operator, measurement = problem()
+    terms = {"mse": mean_squared_error, "dead_zone": DeadZone(0.1)}
+    two = method(
+        "csgm", layers=[0, 0], steps=[3, 3], lr=0.1, keep="last", data_fit={"mse": [1, 0], "dead_zone": [0, 2]}
+    )
+    fits = [WeightedFit(terms, stage.data_fit) for stage in two.schedule.stages]
+    (solution, *_) = solve(generator, operator, measurement, two, KEYS, data_fit=fits).solutions
+    prediction = operator(generator(solution.point))
+    assert solution.info["data_fit"] == pytest.approx(2 * float(DeadZone(0.1)(prediction, measurement.select([0]))))
+    with pytest.raises(ScheduleError, match=r"method\.data_fit: iterates of stages.*method\.keep=last"):
+        method("csgm", layers=[0, 0], steps=[3, 3], lr=0.1, data_fit=changing)
 
 
 def test_a_limit_on_noise_maps_is_none_on_styles():

