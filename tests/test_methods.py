@@ -143,9 +143,8 @@ def test_stages_may_minimise_different_things():
 
     generator, operator, measurement = problem()
     terms = {"mse": mean_squared_error, "dead_zone": DeadZone(0.1)}
-    two = method(
-        "csgm", layers=[0, 0], steps=[3, 3], lr=0.1, keep="last", data_fit={"mse": [1, 0], "dead_zone": [0, 2]}
-    )
+    changing = {"mse": [1, 0], "dead_zone": [0, 2]}
+    two = method("csgm", layers=[0, 0], steps=[3, 3], lr=0.1, keep="last", data_fit=changing)
     fits = [WeightedFit(terms, stage.data_fit) for stage in two.schedule.stages]
     (solution, *_) = solve(generator, operator, measurement, two, KEYS, data_fit=fits).solutions
     prediction = operator(generator(solution.point))
