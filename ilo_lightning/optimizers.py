@@ -10,11 +10,17 @@ import torch
 
 
 class NormalizedDescent(torch.optim.Optimizer):
-    """Gradient descent with steps of a given length: ``p -= lr · g / ‖g‖``, the norm taken over each parameter of each
-    image (its first axis): the learning rate is the distance that is gone (Poirier-Ginter & Lalonde, CVPR 2023)."""
+    """Gradient descent with steps of a given length: ``p -= lr · g / ‖g‖``: the learning rate is the distance that is
+    gone (Poirier-Ginter & Lalonde, CVPR 2023).
+
+    Args:
+        params: groups, whose ``axes`` say over how many of the last axes the norm is taken: 1 for vectors that each go
+            so far, 0 for numbers that do; None for all axes of an image.
+        lr: the distance.
+    """
 
     def __init__(self, params: Any, lr: float):
-        super().__init__(params, {"lr": lr})
+        super().__init__(params, {"lr": lr, "axes": None})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -25,8 +31,12 @@ class NormalizedDescent(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    norm = torch.linalg.vector_norm(parameter.grad, dim=tuple(range(1, parameter.ndim)), keepdim=True)
-                    parameter.sub_(group["lr"] * parameter.grad / norm.clamp_min(torch.finfo(norm.dtype).tiny))
+                    axes = parameter.ndim - 1 if group["axes"] is None else group["axes"]
+                    dims = tuple(range(parameter.ndim - axes, parameter.ndim))
+                    gradient = parameter.grad
+                    # vector_norm without axes would take all of them.
+                    norm = torch.linalg.vector_norm(gradient, dim=dims, keepdim=True) if dims else gradient.abs()
+                    parameter.sub_(group["lr"] * gradient / norm.clamp_min(torch.finfo(norm.dtype).tiny))
         return loss
 
 

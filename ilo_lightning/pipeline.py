@@ -163,6 +163,11 @@ def parts_of(setting: Setting, stop: StopRequest | None = None) -> dict[str, Any
         "weights": provenance.get("sha256") or identity.fingerprint(setting.generator),
         "images": _digests(setting.observations, stop or StopRequest()),
         "networks": {net.name: net.sha256 for net in setting.networks},
+        "target": setting.target
+        and {
+            "classifier": identity.fingerprint(setting.target.classifier),
+            "class": int(setting.target.target.argmax()),
+        },
         "precision": (setting.trainer or {}).get("precision"),
         "version": identity.versions()["ilo_lightning"],
     }

@@ -140,20 +140,22 @@ class InverseProblem(pl.LightningModule):
         """Begin stage ``index``: advance the current point to its layer and choose what is free."""
         if self.variables:
             self._start = self.point.detach()
-            if index == 1:
+            if self._start.layer == self.schedule[0].layer:
                 self._origin = self._start
         self.stage_index = index
         self._center = first = self._first()
         self._space = first.space
         self._set_variables(first.detach())
-        if self.stage.center == "range" and first.layer > self._origin.layer:
+        # Right behind the codes the solution is in their range.
+        if self.stage.center == "range" and self._start.layer > self._origin.layer:
             self._center = self._range(first)
 
     def _range(self, target: LatentPoint) -> LatentPoint:
         """What the layers above ``target`` can make that is nearest to it: ``argmin ‖advance(z) - target‖²`` over the
-        free variables of the first stage (ILO, Algorithm 1, lines 5-6). Each step counts as an evaluation. The search
-        begins at the code that was found last, whose image is the range's own."""
-        stage, first = self.stage, self.schedule[0]
+        free variables of the last stage at the codes' layer (ILO, Algorithm 1, lines 5-6). Each step counts as an
+        evaluation. The search begins at the code that was found last, whose image is the range's own."""
+        stage = self.stage
+        first = [each for each in self.schedule.stages if each.layer == self._origin.layer][-1]
         free = {name: tensor.clone().requires_grad_() for name, tensor in self._origin.tensors.items()
                 if first.frees(variable_of(name), index_of(name))}  # fmt: skip
         compared = [name for name in target.tensors if name not in self._origin.tensors]
@@ -250,11 +252,15 @@ class InverseProblem(pl.LightningModule):
         for name, parameter in self.variables.items():
             if parameter.requires_grad:
                 groups.setdefault(variable_of(name), []).append(parameter)
-        parameters = [{"params": group, "lr": stage.lr * stage.lr_scale.get(n, 1.0)} for n, group in groups.items()]
+        parameters: list[dict[str, Any]] = [
+            {"params": group, "lr": stage.lr * stage.lr_scale.get(n, 1.0)} for n, group in groups.items()
+        ]
         if stage.optimizer == "langevin":
             index = self.stage_index
             optimizer = Langevin(parameters, stage.lr, lambda step: self.draws("langevin", index, step))
         elif stage.optimizer == "normalized":
+            for group, name in zip(parameters, groups, strict=True):  # each code, and each scale of a filter
+                group["axes"] = {"latent": 1, "style": 0}.get(name)
             optimizer = NormalizedDescent(parameters, stage.lr)
         else:
             optimizer = OPTIMIZERS[stage.optimizer](parameters, lr=stage.lr)

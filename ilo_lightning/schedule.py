@@ -299,8 +299,8 @@ class Method:
     def evaluations(self) -> int:
         """Generator evaluations per image that its steps take, all restarts together."""
         stages = self.schedule.stages
-        searches = [s.range_steps for s in stages if s.center == "range" and s.layer > stages[0].layer]
-        return self.restarts * (self.schedule.steps + sum(searches))
+        layers, centers = [stage.layer for stage in stages], [stage.center for stage in stages]
+        return self.restarts * (self.schedule.steps + _searches(layers, centers) * stages[0].range_steps)
 
     def sample_steps(self) -> list[int]:
         """Of the last stage, the steps after which a sample is taken: evenly spaced, the last one included."""
@@ -388,8 +388,9 @@ class Method:
             noise: noise maps start ``random`` (drawn per image) or ``zero``.
             start: the code starts ``random`` (drawn per image) or at the ``mean`` of its space.
             restarts: how many starts are tried per image, side by side; the best is kept.
-            evaluations: spend so many generator evaluations per image, on all restarts together: ``steps`` and
-                ``range_steps`` then only say in which proportion; null: they are taken as they are.
+            evaluations: spend so many generator evaluations per image on steps, all restarts together (each restart the
+                same, and one last look at its end beside): ``steps`` and ``range_steps`` then only say in which
+                proportion; null: they are taken as they are.
             keep: the solution is the ``best`` iterate, the ``last``, or the last of several ``samples``.
             rank: iterates and restarts are ranked by the ``data_fit``; by the ``loss``, penalties included; or by the
                 ``truth``, an oracle that says what choosing could bring, and is no method.
@@ -423,7 +424,8 @@ class Method:
         steps = _per_stage("method.steps", steps, count)
         center = _per_stage("method.center", center, count)
         if evaluations is not None:
-            searches = sum(c == "range" and layer > layers[0] for c, layer in zip(center, layers, strict=True))
+            kept = [i for i, value in enumerate(steps) if value]
+            searches = _searches([layers[i] for i in kept], [center[i] for i in kept])
             steps, range_steps = _spread(evaluations, steps, range_steps, searches, restarts)
         _choice("method.radius_mode", radius_mode, RADIUS_MODES)
         if "activation" in (radii or {}):
@@ -493,6 +495,13 @@ class Method:
         )
 
 
+def _searches(layers: Sequence[int], centers: Sequence[str]) -> int:
+    """For how many stages the range of the layers above is searched: the first below the codes begins in it."""
+    return sum(
+        center == "range" and before > layers[0] for before, center in zip(layers[:-1], centers[1:], strict=True)
+    )
+
+
 def _spread(evaluations: Any, steps: Sequence[Any], range_steps: Any, searches: int, restarts: Any) -> tuple[list, int]:
     """Steps per stage, and of a search, that take so many evaluations, in the proportions of those given."""
     for name, values in (("method.steps", steps), ("method.range_steps", [range_steps])):
@@ -507,13 +516,14 @@ def _spread(evaluations: Any, steps: Sequence[Any], range_steps: Any, searches: 
             f"one for each of {stages} stages{f' and {searches} searches' if searches else ''}"
             f"{f' of {restarts} restarts' if restarts > 1 else ''}; or null to take method.steps as they are"
         )
-    search = max(1, budget * range_steps // total) if searches else range_steps
+    most = (budget - stages) // searches if searches else 0
+    search = min(max(1, budget * range_steps // total), most) if searches else range_steps
     left = budget - searches * search - stages  # beyond one for each
     ideal = [max(left, 0) * value / sum(steps) for value in steps]
     spread = [int(value) + (given > 0) for value, given in zip(ideal, steps, strict=True)]
     rest = budget - searches * search - sum(spread)
     order = sorted((i for i, given in enumerate(steps) if given), key=lambda i: (int(ideal[i]) - ideal[i], i))
-    for i in order[:rest]:
+    for i in order[: max(rest, 0)]:
         spread[i] += 1
     return spread, search
 

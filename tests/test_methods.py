@@ -383,6 +383,45 @@ def test_steps_of_a_given_length():
     torch.testing.assert_close(moved[:3], 0.3 * directions)
 
 
+def test_each_code_and_each_scale_of_a_filter_goes_so_far():
+    """Three-phase inversion: in W+ every w moves by the step's length, then every filter's style does."""
+    generator, operator, measurement = problem()
+    shipped = method("three_phase", steps=[1, 1, 1], lr=[0.5, 0.25, 0.125], keep="last")
+    points: list[LatentPoint] = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, problem, batch, batch_idx):
+            points.append(problem.point.detach())
+
+        def on_train_batch_end(self, trainer, problem, *args):
+            points.append(problem.point.detach())
+
+    solve(generator, operator, measurement, shipped, KEYS, callbacks=[Look()])
+    for first, second, length in ((0, 1, 0.5), (2, 3, 0.25)):
+        moved = points[second]["latent"] - points[first]["latent"]
+        torch.testing.assert_close(moved.norm(dim=2), torch.full_like(moved[..., 0], length))
+    for name, style in points[4].tensors.items():
+        if variable_of(name) == "style":
+            moved = (points[5][name] - style).abs()
+            assert bool(((moved - 0.125).abs() < 1e-9).logical_or(moved == 0).all()) and bool((moved > 0).any())
+
+
+def test_a_range_s_own_point_is_its_center():
+    """However many stages there are at the codes: below them the solution is in the range, and nothing is searched."""
+    generator, operator, measurement = problem()
+    ranged = method("ilo_range", layers=[0, 0, 1, 2], steps=[3, 3, 3, 3], lr=0.1, radius=0.02, radii={}, range_steps=5)
+    assert ranged.evaluations == 12 + 5
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, problem, batch, batch_idx):
+            if batch_idx == 0 and problem.stage_index == 2:
+                for name, tensor in problem.center.tensors.items():
+                    torch.testing.assert_close(tensor, problem.point[name], rtol=0, atol=0)
+
+    solutions = solve(generator, operator, measurement, ranged, KEYS, callbacks=[Look()]).solutions
+    assert all(solution.info["evaluations"] == 12 + 5 + 1 for solution in solutions)
+
+
 def test_free_variables_by_a_code_of_letters():
     coded = method("ilo", layers=[0, 1, 2], steps=[1, 1, 1], lr=0.1, free=["l", "lg", "nlgr"], noise_lookahead=3)
     assert [stage.free for stage in coded.schedule.stages] == [

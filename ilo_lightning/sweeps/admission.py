@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -30,23 +30,26 @@ def unset_variable(error: OmegaConfBaseException, master: DictConfig) -> SweepEr
     )
 
 
-def check_experiment(
-    chosen: Sequence[str], config: DictConfig, params: Mapping[str, Any], either: Sequence[Mapping[str, Any]]
-) -> None:
+def check_experiment(chosen: Sequence[str], config: DictConfig, master: DictConfig) -> None:
     """Refuse to sweep over experiments that are sweeps themselves: theirs would silently be left out.
 
     Args:
         chosen: the groups of a point.
         config: what they compose.
-        params, either: what this sweep is over, unless the command line says something else.
+        master: the sweep's own configuration.
     """
-    own = dict(config.hydra.sweeper.get("params") or {})
-    own_either = [dict(each) for each in config.hydra.sweeper.get("either") or []]
-    if (own, own_either) != (dict(params), [dict(each) for each in either]):
-        own |= {key: "" for each in own_either for key in each}
+    own, ours = _grids(config), _grids(master)
+    if own != ours:
+        own = {**own["params"], **{key: "" for each in own["either"] for key in each}}
         names = " ".join(override for override in chosen if key_of(override) == "experiment") or " ".join(chosen)
         raise SweepError(f"{names}: sweeps over {', '.join(own)} itself, so it can't be one value among others; give "
                          "each such experiment a command of its own")  # fmt: skip
+
+
+def _grids(config: DictConfig) -> dict[str, Any]:
+    """What a configuration sweeps over, as it is written: its values may depend on the command line."""
+    sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+    return {"params": sweeper.get("params") or {}, "either": sweeper.get("either") or []}
 
 
 def unknown_parameter(

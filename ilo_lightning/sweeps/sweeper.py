@@ -142,7 +142,7 @@ class PointSweeper(Sweeper):
         @functools.cache
         def composed(chosen: tuple[str, ...]) -> Mapping[str, Any]:
             config = loader.load_sweep_config(master, list(chosen))
-            check_experiment(chosen, config, self.params, self.either)
+            check_experiment(chosen, config, master)
             tree: Any = OmegaConf.to_container(config, resolve=False)
             return {key: value for key, value in tree.items() if key != "hydra"}
 
