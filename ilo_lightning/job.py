@@ -172,6 +172,9 @@ def generator_of(config: DictConfig) -> LayeredGenerator:
 
 def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
     """Instantiate and check everything a configuration describes."""
+    fit = OmegaConf.select(config, "task.fit") if isinstance(config.task, DictConfig) else None
+    if fit is not None and not isinstance(fit, DictConfig):
+        raise RunError(f"task.fit={fit}: expected a weight per term, such as {{mse: 1, cross_entropy: 0}}")
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     for name in SECTIONS:
         if not isinstance(config[name], DictConfig):

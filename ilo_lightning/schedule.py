@@ -127,7 +127,7 @@ class Stage:
             raise ScheduleError(
                 f"method.data_fit={dict(self.data_fit)}: nothing is minimised; use method.data_fit.mse=1"
             )
-        if self.sigma and [*weighed] != ["mse"]:
+        if self.sigma and weighed != {"mse": 1}:
             raise ScheduleError(
                 f"method.data_fit={weighed}: with method.sigma the loss is the likelihood of Gaussian noise, which is "
                 "the mean squared error alone; use method.data_fit={mse: 1} or method.sigma=null"
@@ -288,6 +288,21 @@ class Method:
                 )
             if self.restarts > 1:
                 raise ScheduleError(f"method.restarts={self.restarts}: samples aren't ranked; use method.restarts=1")
+            if self.schedule.stages[-1].optimizer != "langevin":
+                raise ScheduleError(
+                    f"method.optimizer={self.schedule.stages[-1].optimizer}: the last stage's points are samples with "
+                    "langevin only; use it there, or method.keep=best"
+                )
+            if self.spheres:
+                raise ScheduleError(
+                    f"method.spheres={list(self.spheres)}: points that are put on spheres are no samples of the "
+                    "posterior; use method.spheres=[]"
+                )
+        if self.keep == "best" and any(stage.jitter for stage in self.schedule.stages):
+            raise ScheduleError(
+                "method.jitter: what is ranked is the code with its noise, and what is kept the code without; use "
+                "method.keep=last"
+            )
 
     @property
     def data_fit(self) -> dict[str, float]:

@@ -9,15 +9,7 @@ from typing import Any
 import torch
 
 from .generators.base import LayeredGenerator
-from .losses import (
-    DeadZone,
-    PerceptualFit,
-    PerceptualNet,
-    TargetFit,
-    WeightedFit,
-    cross_entropy,
-    mean_squared_error,
-)
+from .losses import PerceptualFit, PerceptualNet, TargetFit, Term, WeightedFit, cross_entropy, data_fits
 from .observations import Observations, Simulated
 from .operators import Classifier, ForwardOperator
 from .rehearsal import (
@@ -131,16 +123,20 @@ class Setting:
                 f"{field}.data_fit.cross_entropy={weight:g}: what {name} gives are no probabilities of classes; use "
                 f"{field}.data_fit.cross_entropy=0, or task=classifier or task=morphing"
             )
+        if not weight and self.target is not None:
+            raise RunError(
+                f"{field}.data_fit.cross_entropy=0: nothing pursues the class that the task names; give it weight, or "
+                "use task=denoising"
+            )
         if weight and self.target is not None and tuple(self.operator.output_shape) != self.operator.input_shape:
             raise RunError(f"task.operator: {name} gives no picture that task.classifier could look at")
 
     def data_fits(self, method: Method) -> list[WeightedFit]:
         """What a method minimises, stage by stage."""
-        terms = {"mse": mean_squared_error, "dead_zone": DeadZone(method.dead_zone)}
-        terms["cross_entropy"] = self.target or cross_entropy
+        more: dict[str, Term] = {"cross_entropy": self.target or cross_entropy}
         if self.perceptual:
-            terms["perceptual"] = self.perceptual
-        return [WeightedFit(terms, stage.data_fit) for stage in method.schedule.stages]
+            more["perceptual"] = self.perceptual
+        return data_fits(method, more)
 
     def optimised(self, method: Method) -> list[str]:
         """The networks that a method optimises, whose distances say little about its results."""

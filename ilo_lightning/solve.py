@@ -36,6 +36,7 @@ from .callbacks.progress import Display, QuietDisplay
 from .callbacks.sphere import project_to_spheres
 from .generators.base import LatentPoint, LayeredGenerator, variable_of
 from .interrupt import Interrupted
+from .losses import data_fits
 from .losses.penalties import PENALTIES, PenaltyError
 from .operators.base import ForwardOperator, Measurement
 from .problem import DataFit, InverseProblem, index_of
@@ -277,7 +278,7 @@ def solve(
         seed: of the run.
         init: start here instead of at a random point, at a layer no deeper than the first stage's: as many images as
             the measurement has, or one for all. It is put on the method's spheres first.
-        data_fit: what to minimise; mean squared error unless told; or one for each stage.
+        data_fit: what to minimise, or one for each stage; unless told, what the method's weights say.
         truth: the images ``(B, C, H, W)``, which ``method.rank`` truth needs; they choose, and are not optimised for.
         checkpoint: where and when to save; if its file exists, the optimisation goes on from there.
         trainer: further arguments of ``pytorch_lightning.Trainer``: accelerator, precision, …
@@ -296,6 +297,7 @@ def solve(
         Interrupted: if ``checkpoint.stop`` was set; the checkpoint is saved.
     """
     start = init.point if isinstance(init, Solution) else init
+    data_fit = data_fits(method) if data_fit is None else data_fit
     check_method(method if start is None else replace(method, space=start.space), generator)
     if len(keys) != len(measurement):
         raise ValueError(f"{len(keys)} keys for a measurement of {len(measurement)} images")

@@ -224,7 +224,8 @@ def test_the_configuration_document_has_every_option():
         config = OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml")
         for key in config:
             if key not in ("defaults", "_target_", "operator", "factory"):
-                assert f"`{group.replace('/', '.')}.{key}`" in text, (group, name, key)
+                option = f"`{group.replace('/', '.')}.{key}"
+                assert f"{option}`" in text or f"{option}." in text, (group, name, key)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from ilo_lightning.generators.checkpoints import load_generator
@@ -19,22 +21,54 @@ from ilo_lightning.sweeps.plan import alternatives
 from tests.test_run import rows_of
 
 EMBEDDED = "pkg://ilo_lightning.generators/weights/faces64.safetensors"
+
+
+def grids(params: dict[str, Any], either: list[dict[str, Any]], arguments: list[str]) -> list[list[str]]:
+    return alternatives(params, either, OverridesParser.create().parse_overrides(arguments))
+
+
 EITHER = [{"task": "inpainting", "task.fraction": "0.1,0.5"}, {"task": "denoising"}]
 
 
 def test_every_grid_has_what_all_share_and_its_own():
-    assert alternatives({"method": "csgm,ilo"}, EITHER, ["seed=1"]) == [
+    assert grids({"method": "csgm,ilo"}, EITHER, ["seed=1"]) == [
         ["method=csgm,ilo", "task=inpainting", "task.fraction=0.1,0.5", "seed=1"],
         ["method=csgm,ilo", "task=denoising", "seed=1"],
     ]
-    assert alternatives({"a": "1"}, [], ["b=2"]) == [["a=1", "b=2"]]
+    assert grids({"a": "1"}, [], ["b=2"]) == [["a=1", "b=2"]]
+    assert grids({}, [{"method.radius": None}, {"method.radius": "0.1"}], []) == [
+        ["method.radius=null"],
+        ["method.radius=0.1"],
+    ]
 
 
 def test_the_command_line_chooses_among_the_grids():
-    assert alternatives({}, EITHER, ["task=denoising", "seed=1"]) == [["task=denoising", "seed=1"]]
-    assert len(alternatives({}, EITHER, ["task=denoising,inpainting"])) == 2
-    with pytest.raises(ValueError, match="task=jpeg: this experiment knows inpainting, denoising"):
-        alternatives({}, EITHER, ["task=jpeg"])
+    for typed in ("task=denoising", "task='denoising'", "task=choice(denoising)"):
+        assert grids({}, EITHER, [typed, "seed=1"]) == [["task=denoising", "seed=1"]]
+    assert len(grids({}, EITHER, ["task=denoising,inpainting"])) == 2
+    for typed in ("task=jpeg", "task=jpeg,denoising"):
+        with pytest.raises(ValueError, match="task=jpeg: this experiment knows inpainting, denoising"):
+            grids({}, EITHER, [typed])
+    methods = [{"method": "csgm"}, {"method": "ilo"}]
+    assert [words[-1] for words in grids({}, methods, ["method@baseline=csgm"])] == ["method@baseline=csgm"] * 2
+
+
+def test_an_option_that_some_grids_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """And a misspelt one, which none has."""
+    common = ["experiment=figure2_curves", "method=csgm_mse", "method.evaluations=1", "trainer=cpu"]
+    assert main([*common, "task.fraction=0.3", f"hydra.sweep.dir={tmp_path / 'two'}"]) == 0
+    told = capsys.readouterr().out
+    assert "task.fraction=0.3: 2 of 4 grids don't have it: left out" in told and "2 points: 2 done" in told
+    assert main([*common, "task.sseed=3", f"hydra.sweep.dir={tmp_path / 'none'}"]) == 2
+    assert capsys.readouterr().err.startswith("error: task.sseed: no such option; did you mean ")
+    assert main([*common, "size=small,full"]) == 2
+    assert "size=small,full: an experiment has one size" in capsys.readouterr().err
+
+
+def test_a_full_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    common = ["experiment=figure2_curves", "size=full", "task=denoising", "method=csgm_mse", "method.evaluations=1"]
+    assert main([*common, "trainer=cpu", f"hydra.sweep.dir={tmp_path / 'full'}"]) == 0
+    assert "8 points: 8 done" in capsys.readouterr().out  # 4 levels, 2 seeds
 
 
 def test_an_experiment_draws_its_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -74,7 +74,9 @@ def test_no_value_ends_in_a_traceback(task: str, checkpoint: Path, tmp_path: Pat
                 assert code in (0, 2, 3), f"{key}={value}: {told}"
                 assert "Traceback" not in told, f"{key}={value}: {told}"
                 if code == 2:
-                    section = "method" if key == "task.radius" else key.split(".")[0]  # conf/method/ilo.yaml takes it
+                    section = (
+                        "method" if key.startswith(("task.radius", "task.fit.")) else key.split(".")[0]
+                    )  # methods take them
                     assert told.startswith("error: ") and len(told.splitlines()) == 1, f"{key}={value}: {told}"
                     assert section in told, f"{key}={value} is not named: {told}"
     assert refused > tried / 2

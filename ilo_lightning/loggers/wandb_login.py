@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 
 from .base import LoggerError
 
@@ -20,6 +21,8 @@ def choose_mode(wanted: str | None) -> tuple[str, str | None]:
         LoggerError: if wandb is missing, the API key is malformed or W&B refuses it, or it is told to be online without
             one.
     """
+    if "wandb" not in sys.modules:  # what an ancestor's W&B has left there may be gone by now
+        os.environ.pop("WANDB_SERVICE", None)
     try:
         import wandb
         from wandb.errors import AuthenticationError
@@ -27,7 +30,12 @@ def choose_mode(wanted: str | None) -> tuple[str, str | None]:
         raise LoggerError("logger=wandb: the package wandb is missing; pip install wandb") from None
 
     told = wanted or os.environ.get("WANDB_MODE")
-    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    try:
+        settings = wandb.setup(wandb.Settings(silent=True)).settings
+    except Exception:  # WandbServiceConnectionError, of a private module: this process's own service has ended
+        if os.environ.pop("WANDB_SERVICE", None) is None:
+            raise
+        settings = wandb.setup(wandb.Settings(silent=True)).settings
     mode = {"dryrun": "offline", "run": "online"}.get(told or settings.mode, told or settings.mode)
     if mode not in MODES:
         raise LoggerError(f"logger.mode={mode}: expected one of {', '.join(MODES)}")

@@ -71,8 +71,6 @@ class WandbLog(RunLog):
             raise LoggerError(f"logger.timeout={timeout}: expected seconds, more than 0")
         if re.search(r"[/\\#?%:]", str(suffix)):
             raise LoggerError(f"logger.suffix={suffix}: expected none of / \\ # ? % :")
-        if "wandb" not in sys.modules:  # what an ancestor's W&B has left there may be gone by now
-            os.environ.pop("WANDB_SERVICE", None)
         self.info, self.images, self.timeout, self.suffix = info, images, float(timeout), str(suffix)
         self.project, self.entity, self.group, self.tags = project, entity, group or info.sweep, list(tags)
         self.mode, remark = choose_mode(mode)

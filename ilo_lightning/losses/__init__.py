@@ -1,6 +1,6 @@
 """What disagrees with the measurement, and by how much."""
 
-from .data_fit import DeadZone, TargetFit, Term, WeightedFit, cross_entropy, mean_squared_error
+from .data_fit import DeadZone, TargetFit, Term, WeightedFit, cross_entropy, data_fits, mean_squared_error
 from .perceptual import PerceptualFit, PerceptualNet
 from .trunks import NETS, PerceptualError
 
@@ -14,5 +14,6 @@ __all__ = [
     "Term",
     "WeightedFit",
     "cross_entropy",
+    "data_fits",
     "mean_squared_error",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..operators.base import ForwardOperator, Measurement
+from ..schedule import Method, ScheduleError
 
 Term = Callable[[Tensor, Measurement], Tensor]
 """A data fit: of a prediction and a measurement, one number ``(B,)`` per image."""
@@ -90,6 +91,22 @@ class WeightedFit:
         for part in parts[1:]:
             total = total + part
         return total
+
+
+def data_fits(method: Method, more: Mapping[str, Term] | None = None) -> list[WeightedFit]:
+    """What a method minimises, stage by stage.
+
+    Args:
+        more: the terms that need a network: ``perceptual``, ``cross_entropy``.
+
+    Raises:
+        ScheduleError: if one that has a weight isn't there.
+    """
+    terms = {"mse": mean_squared_error, "dead_zone": DeadZone(method.dead_zone), **(more or {})}
+    for name, weight in method.data_fit.items():
+        if weight and name not in terms:
+            raise ScheduleError(f"method.data_fit.{name}={weight:g}: there is no network here that it could be by")
+    return [WeightedFit(terms, stage.data_fit) for stage in method.schedule.stages]
 
 
 def _weighted_mean(errors: Tensor, measurement: Measurement) -> Tensor:

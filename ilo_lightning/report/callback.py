@@ -16,4 +16,8 @@ class Report(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         sys.stdout.flush()
-        report([str(config.hydra.sweep.dir)])
+        folder = str(config.hydra.sweep.dir)
+        if report([folder]):
+            print(
+                f"the report is not all it should be: see above; `ilo report {folder}` makes it again", file=sys.stderr
+            )

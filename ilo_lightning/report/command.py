@@ -113,7 +113,7 @@ def _write_report(collection: Collection, folder: Path, title: str, images: int 
     compared = grids(collection, summary, together, pictures)
     for grid in compared:
         files.append(f"figures/{grid.name}.png")
-        write_atomically(folder / files[-1], drawn(grid, folder))
+        write_atomically(folder / files[-1], drawn(grid, folder, collection.problems))
     write_atomically(folder / "index.html", page(title, collection, summary, together, figures, pictures, compared))
     for name in set(known) - set(files):
         (folder / name).unlink(missing_ok=True)

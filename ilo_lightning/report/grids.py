@@ -12,6 +12,7 @@ from .collect import Collection
 from .pictures import Comparison
 from .settings import name_of, text_of
 from .summary import Summary
+from .sweep import Problem
 from .units import Unit
 
 ROWS, COLUMNS, GRIDS = 8, 10, 24  # more can't be looked at; what is left out is said
@@ -66,8 +67,11 @@ def grids(
                 if path:
                     row.setdefault(name, (path, None))
             row.setdefault(column, (comparison.solved[method], psnr.get((number, comparison.image, method))))
-    shown = [grid for grid in found.values() if len(grid.columns) > 1 or len(grid.rows) > 1][:GRIDS]
-    return [_trimmed(grid) for grid in shown]
+    shown = [grid for grid in found.values() if len(grid.columns) > 1 or len(grid.rows) > 1]
+    trimmed = [_trimmed(grid) for grid in shown[:GRIDS]]
+    if len(shown) > GRIDS:
+        trimmed[-1].note += f" The other {len(shown) - GRIDS} problems are not drawn."
+    return trimmed
 
 
 def _psnr(collection: Collection) -> dict[tuple[int, str, str], float]:
@@ -87,8 +91,9 @@ def _trimmed(grid: Grid) -> Grid:
     return Grid(grid.name, grid.title, columns, rows, f"Only {' and '.join(left)}." if left else "")
 
 
-def drawn(grid: Grid, folder: Path) -> bytes:
-    """The grid as a PNG; every pixel is a sharp square. The same grid gives the same bytes."""
+def drawn(grid: Grid, folder: Path, problems: list[Problem]) -> bytes:
+    """The grid as a PNG; every pixel is a sharp square. The same grid gives the same bytes. A picture that can't be
+    read leaves its place empty, and is added to ``problems``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
@@ -107,8 +112,11 @@ def drawn(grid: Grid, folder: Path) -> bytes:
                 axes.set_title(_wrapped(column), fontsize=7, pad=3)
             if column in row:
                 path, psnr = row[column]
-                with Image.open(folder / path) as picture:
-                    axes.imshow(picture.convert("RGB"), interpolation="nearest")
+                try:
+                    with Image.open(folder / path) as picture:
+                        axes.imshow(picture.convert("RGB"), interpolation="nearest")
+                except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a damaged PNG
+                    problems.append(Problem(f"{grid.title}, {column}: a picture is damaged ({error})", lost=True))
                 if psnr is not None:
                     axes.text(0.5, -0.02, f"{psnr:.2f} dB", fontsize=7, ha="center", va="top", transform=axes.transAxes)
     buffer = io.BytesIO()

@@ -79,7 +79,7 @@ class _Store:
             return None
         name = f"{hashlib.sha256(content).hexdigest()[:20]}.png"
         target = self.folder / FOLDER / name
-        if not target.exists() or target.stat().st_size != len(content):
+        if not target.exists() or target.read_bytes() != content:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
         return f"{FOLDER}/{name}"

@@ -67,10 +67,10 @@ def unknown_parameter(
     for key in params:
         group = key.partition(".")[0]
         options = loader.get_group_options(group)
-        if key in typed or "." not in key or not options or _has(config, key):
+        if key in typed or "." not in key or not options or has(config, key):
             continue
         others = [each for each in chosen if key_of(each) != group]
-        having = [name for name in options if _has(loader.load_sweep_config(master, [*others, f"{group}={name}"]), key)]
+        having = [name for name in options if has(loader.load_sweep_config(master, [*others, f"{group}={name}"]), key)]
         ours = [each for each in chosen if is_below(key_of(each), [group])] or [f"{group}={choices.get(group)}"]
         experiment = choices.get("experiment")
         what = f"experiment={experiment}" if experiment else "hydra.sweeper.params"
@@ -79,7 +79,8 @@ def unknown_parameter(
     return None
 
 
-def _has(config: DictConfig, key: str) -> bool:
+def has(config: DictConfig, key: str) -> bool:
+    """Whether a configuration has a dotted key, whatever its value."""
     *path, last = key.split(".")
     section = OmegaConf.select(config, ".".join(path))
     return isinstance(section, DictConfig) and last in section

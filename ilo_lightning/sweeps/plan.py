@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Override
+
 from ..files import write_atomically
 from ..identity import PLACEMENT, identity, is_below, without
 from .shard import Shard
@@ -162,33 +164,44 @@ def known_folders(sweep: Path) -> dict[str, str]:
 
 
 def alternatives(
-    params: Mapping[str, Any], either: Sequence[Mapping[str, Any]], arguments: Sequence[str]
+    params: Mapping[str, Any], either: Sequence[Mapping[str, Any]], arguments: Sequence[Override]
 ) -> list[list[str]]:
     """The overrides of each of a sweep's grids: ``params`` and one of ``either``, and then the command line's.
 
-    Where the command line gives what tells the alternatives apart (``task=denoising``), those with another value are
-    left out.
+    Where the command line chooses from a group that tells the alternatives apart (``task=denoising``), those with
+    another choice are left out.
+
+    Args:
+        arguments: the command line, parsed.
 
     Raises:
-        ValueError: if none is left.
+        ValueError: if it chooses what no alternative has.
     """
-    given = {key_of(argument): argument.partition("=")[2].split(",") for argument in arguments}
-    grids = []
-    for each in either or [{}]:
-        own = {key: str(value) for key, value in each.items()}
-        fixed = {key for key, value in own.items() if key in given and "/" not in key and "." not in key}
-        if all(own[key] in given[key] for key in fixed):
-            grids.append(
-                [*(f"{key}={value}" for key, value in {**params, **own}.items())]
-                + [argument for argument in arguments if key_of(argument) not in fixed]
-            )
-    if not grids:
-        names = {
-            key: [str(each[key]) for each in either if key in each] for each in either for key in each if key in given
-        }
-        key = next(iter(names))
-        raise ValueError(f"{key}={','.join(given[key])}: this experiment knows {', '.join(dict.fromkeys(names[key]))}")
-    return grids
+    own = [{key: _word(value) for key, value in each.items()} for each in either] or [{}]
+    groups = {key for each in own for key in each if "." not in key}
+    chosen = {o.key_or_group: values_of(o) for o in arguments if o.package is None and o.key_or_group in groups}
+    for key, values in chosen.items():
+        known = list(dict.fromkeys(each[key] for each in own if key in each))
+        if unknown := [value for value in values if value not in known]:
+            raise ValueError(f"{key}={','.join(unknown)}: this experiment knows {', '.join(known)}")
+    return [
+        [f"{key}={value}" for key, value in {**{k: _word(v) for k, v in params.items()}, **each}.items()]
+        + [o.input_line or "" for o in arguments if o.package is not None or o.key_or_group not in {*chosen} & {*each}]
+        for each in own
+        if all(each[key] in values for key, values in chosen.items() if key in each)
+    ]
+
+
+def values_of(override: Override) -> list[str]:
+    """What an override sets, or each of the values that it sweeps."""
+    if override.is_discrete_sweep():
+        return [value.strip("'\"") for value in override.sweep_string_iterator()]
+    return [str(override.value())]
+
+
+def _word(value: Any) -> str:
+    """A value of a configuration as an override has it."""
+    return "null" if value is None else str(value)
 
 
 def sweep_name(command: Sequence[str], params: Mapping[str, str], either: Sequence[Mapping[str, str]] = ()) -> str:

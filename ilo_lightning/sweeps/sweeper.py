@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.errors import ConfigCompositionException
@@ -31,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .. import __version__, slurm
 from ..exit_codes import CRASHED, DONE, REFUSED, SOME_FAILED, of_many
 from . import status
-from .admission import SweepError, check_experiment, check_logins, unknown_parameter, unset_variable
+from .admission import SweepError, check_experiment, check_logins, has, unknown_parameter, unset_variable
 from .inputs import stamp_of
 from .lease import Holder, clock_ahead
 from .plan import (
@@ -47,6 +48,7 @@ from .plan import (
     shard_of,
     sweep_name,
     unforced,
+    values_of,
 )
 from .point import describe
 from .shard import Shard
@@ -130,7 +132,12 @@ class PointSweeper(Sweeper):
         loader, master = self.hydra_context.config_loader, self.config
         parser = OverridesParser.create(config_loader=loader)
         swept, combinations = [], []
-        for words in alternatives(self.params, self.either, unforced(arguments)):
+        given = parser.parse_overrides(unforced(arguments))
+        sizes = [override for override in given if override.key_or_group == "size" and override.is_sweep_override()]
+        if sizes:
+            raise SweepError(f"{sizes[0].input_line}: an experiment has one size; give each a command of its own")
+        grids = alternatives(self.params, self.either, given)
+        for words in self._having(grids, given):
             overrides = parser.parse_overrides(words)
             swept += [override for override in overrides if override.is_sweep_override()]
             combinations += BasicSweeper.split_arguments(overrides, None)[0]
@@ -150,7 +157,6 @@ class PointSweeper(Sweeper):
         def value(override: str) -> Any:
             return parser.parse_override(override).value()
 
-        params = [*self.params, *dict.fromkeys(key for each in self.either for key in each)]
         keys = {key_of(override.input_line or "") for override in swept} | {
             key_of(k) for each in self.either for k in each
         }
@@ -166,6 +172,7 @@ class PointSweeper(Sweeper):
                     logger = loader.load_sweep_config(master, list(combination)).get("logger")
                 except ConfigCompositionException as error:
                     typed = [key_of(argument) for argument in arguments]
+                    params = [key_of(override) for override in combination if key_of(override) not in typed]
                     raise unknown_parameter(loader, master, params, groups, typed) or error from None
                 if isinstance(logger, DictConfig):
                     self.loggers[str(logger)] = logger
@@ -183,6 +190,29 @@ class PointSweeper(Sweeper):
             print(f"{len(combinations)} combinations are {len(points)} different points", flush=True)
         kept = [o for o in master.hydra.overrides.hydra if key_of(o) not in ("hydra.mode", "hydra.sweep.dir")]
         return Plan([*kept, *unforced(arguments)], os.getcwd(), list(points))
+
+    def _having(self, grids: list[list[str]], given: Sequence[Override]) -> list[list[str]]:
+        """The grids that have all options of the command line, where some have and others don't."""
+        assert self.hydra_context is not None and self.config is not None
+        loader = self.hydra_context.config_loader
+        if len(grids) < 2:
+            return grids
+        parser = OverridesParser.create(config_loader=loader)
+        configs = []
+        for words in grids:
+            parsed = parser.parse_overrides(words)
+            groups = [
+                f"{o.get_key_element()}={values_of(o)[0]}" for o in parsed if loader.get_group_options(o.key_or_group)
+            ]
+            configs.append(loader.load_sweep_config(self.config, groups))
+        for override in given:
+            key = override.key_or_group
+            having = [has(config, key) for config in configs]
+            if "." in key and not override.is_add() and any(having) and not all(having):
+                print(f"{override.input_line}: {having.count(False)} of {len(grids)} grids don't have it: left out")
+                grids = [words for words, it in zip(grids, having, strict=True) if it]
+                configs = [config for config, it in zip(configs, having, strict=True) if it]
+        return grids
 
     def _launch(self, points: Sequence[Point], folder: Path, start: int) -> dict[Point, int]:
         """Launch points; where the launcher itself fails, wait for what goes on without it, or launch the rest."""

@@ -58,7 +58,7 @@ def test_a_weighted_fit_is_the_sum_of_its_terms(measurement: Measurement):
         ({"data_fit": {"mse": float("inf")}}, r"method\.data_fit\.mse=inf"),
         ({"data_fit": {"mse": 0, "perceptual": 0}}, r"method\.data_fit=.*nothing.*method\.data_fit\.mse=1"),
         ({"data_fit": {"lpips": 1}}, r"method\.data_fit=lpips: expected one of mse, perceptual, dead_zone"),
-        ({"data_fit": 3}, r"method\.data_fit=3: expected a weight per term"),
+        ({"data_fit": 3}, r"method\.data_fit=3: expected a number per name"),
         ({"dead_zone": -0.1}, r"method\.dead_zone=-0\.1"),
     ],
 )
