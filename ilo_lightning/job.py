@@ -275,6 +275,8 @@ def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple
     operator = instantiate(config.task.operator, "task.operator", ForwardOperator, image_shape=shape)
     check_operator_attributes(operator)
     noise = instantiate(config.task.noise, "task.noise", NoiseModel)
+    if isinstance(operator, Classifier) and getattr(noise, "sigma", None) != 0:
+        raise RunError("task.noise: with noise they were no probabilities of classes; use task.noise.sigma=0")
     if config.task.get("target") is not None and isinstance(operator, Classifier) and config.data.mode != "measured":
         limit = config.data.limit
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):

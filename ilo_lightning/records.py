@@ -69,6 +69,9 @@ def write_image(
             stages.append({"layer": stage.layer, "steps": stage.steps, "psnr": psnr})
             if method is setting.method and len(method.schedule) > 1:
                 panels.append(_panel(f"{method.name}: after layer {stage.layer}", pictures[place], psnr))
+        if method.keep == "last" and len(method.schedule) > 1:  # a path, which the best iterate is not the end of
+            for number, pictures in enumerate(reconstruction.strip):
+                save_png(pictures[place].nan_to_num(nan=0.0), target / f"stage-{number}{suffix}.png")
         title = f"{method.name}: result" if method is setting.method else method.name
         panels.append(_panel(title, decoded, scores.get("psnr")))
         outcomes[method.name] = {

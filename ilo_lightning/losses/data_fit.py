@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..operators.base import ForwardOperator, Measurement
+from ..operators.base import Measurement
+from ..operators.classifier import Classifier
 from ..schedule import Method, ScheduleError
 
 Term = Callable[[Tensor, Measurement], Tensor]
@@ -29,7 +30,8 @@ def cross_entropy(prediction: Tensor, measurement: Measurement) -> Tensor:
 
     Zero only for ``p = y`` one-hot. A p that is 0 counts as the least number of its type, so that the fit is finite.
     """
-    return _cross_entropy(prediction, measurement.y * measurement.weight)
+    logs = prediction.clamp_min(torch.finfo(prediction.dtype).tiny).log()
+    return -(measurement.y * measurement.weight * logs).sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,18 @@ class TargetFit:
     that holds it doesn't take the network into its checkpoints.
 
     Args:
-        classifier: of pictures, to probabilities ``(B, K)``; it follows them to their device.
+        classifier: of pictures; it follows them to their device.
         target: ``(1, K)``, or one ``(B, K)`` for each picture.
     """
 
-    classifier: ForwardOperator
+    classifier: Classifier
     target: Tensor
 
     def __call__(self, prediction: Tensor, measurement: Measurement) -> Tensor:
         if self.classifier.weight.device != prediction.device:
             self.classifier.to(prediction.device)
-        probabilities = self.classifier(prediction)
-        return _cross_entropy(probabilities, self.target.to(probabilities))
+        logits = self.classifier.logits(prediction)
+        return -(self.target.to(logits) * logits.log_softmax(dim=1)).sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,3 @@ def data_fits(method: Method, more: Mapping[str, Term] | None = None) -> list[We
 def _weighted_mean(errors: Tensor, measurement: Measurement) -> Tensor:
     errors, weight = errors * measurement.weight, measurement.weight
     return errors.flatten(1).sum(dim=1) / weight.expand_as(errors).flatten(1).sum(dim=1)
-
-
-def _cross_entropy(probabilities: Tensor, target: Tensor) -> Tensor:
-    return -(target * probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()).sum(dim=1)

@@ -43,8 +43,9 @@ class PhaseRetrieval(ForwardOperator):
 
     def forward(self, image: Tensor) -> Tensor:
         """Magnitudes ``(B, C, H', W')``, >= 0, zero frequency first."""
-        lit = (image + 1) / 2 * torch.view_as_complex(self._diffuser.to(image.dtype))
-        return torch.fft.fft2(lit, s=self.output_shape[1:], norm="ortho").abs()
+        exact = image if image.dtype == torch.float64 else image.float()  # complex numbers have no half precision
+        lit = (exact + 1) / 2 * torch.view_as_complex(self._diffuser.to(exact.dtype))
+        return torch.fft.fft2(lit, s=self.output_shape[1:], norm="ortho").abs().to(image.dtype)
 
     def picture(self, y: Tensor) -> Tensor:
         """The pattern on a logarithmic scale, zero frequency in the middle, from its least to its greatest value."""

@@ -108,7 +108,12 @@ def _write_report(collection: Collection, folder: Path, title: str, images: int 
         figures.append((plot, svg.decode()))
     pictures = gather(collection, together, images, folder)
     files += sorted(
-        {path for entry in pictures for path in (entry.measurement, entry.truth, *entry.solved.values()) if path}
+        {
+            path
+            for entry in pictures
+            for path in (entry.measurement, entry.truth, *entry.solved.values(), *entry.path)
+            if path
+        }
     )
     compared = grids(collection, summary, together, pictures)
     for grid in compared:

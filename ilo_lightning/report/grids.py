@@ -60,9 +60,12 @@ def grids(
             words = [f"{name_of(key, summary.keys)} {text_of(settings[key], key)}"
                      for key in solver_keys if settings.get(key) is not None]  # fmt: skip
             column = ", ".join([method, *words])
-            if column not in grid.columns:
-                grid.columns.append(column)
+            stages = comparison.path if role == "method" else []
+            titles = [f"{column}, stage {number}" for number in range(1, len(stages) + 1)]
+            grid.columns += [each for each in (*titles, column) if each not in grid.columns]
             row = grid.rows.setdefault(comparison.image, {})
+            for each, path in zip(titles, stages, strict=True):
+                row.setdefault(each, (path, None))
             for name, path in ((MEASURED, comparison.measurement), (TRUTH, comparison.truth)):
                 if path:
                     row.setdefault(name, (path, None))

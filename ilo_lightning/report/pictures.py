@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class Comparison:
     Args:
         image: its name in the results.
         solved: by method.
+        path: of the method, its pictures after each stage, where those are a path.
     """
 
     unit: int
@@ -29,6 +31,7 @@ class Comparison:
     measurement: str | None
     truth: str | None
     solved: dict[str, str]
+    path: list[str] = field(default_factory=list)
 
 
 def gather(collection: Collection, units: Sequence[Unit], limit: int | None, folder: Path) -> list[Comparison]:
@@ -62,7 +65,9 @@ def gather(collection: Collection, units: Sequence[Unit], limit: int | None, fol
                 solved[method] = path
         measurement, truth = (store.add(run, row, f"{name}.png") for name in ("measurement", "truth"))
         if measurement or truth or solved:
-            found.append(Comparison(row["unit"], row["image"], measurement, truth, solved))
+            stages = (store.add(run, row, f"stage-{number}.png") for number in itertools.count())
+            path = [name for name in itertools.takewhile(bool, stages) if name]
+            found.append(Comparison(row["unit"], row["image"], measurement, truth, solved, path))
     return found
 
 
