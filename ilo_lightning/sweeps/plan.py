@@ -13,13 +13,14 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-from hydra.core.override_parser.types import Override
+from typing import TYPE_CHECKING, Any
 
 from ..files import write_atomically
 from ..identity import PLACEMENT, identity, is_below, without
 from .shard import Shard
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override  # `ilo status` imports nothing heavy
 
 UNNAMED = (*PLACEMENT, "trainer")
 """Overrides that are not in the name of its folder; a trainer's precision is in the hash."""

@@ -56,7 +56,7 @@ from .shard import Shard
 NAME = "hydra_plugins.ilo_lightning.PointSweeper"
 """In conf/hydra/sweeper: Hydra takes plugins from its own namespace only."""
 TRIES = 2
-"""How often a point is launched whose process dies together with others' (joblib's workers do)."""
+"""How often a point is launched whose process dies, the second time alone: the first may be another's fault."""
 POLL = 10.0
 """Seconds between two looks at SLURM's queue."""
 
@@ -219,8 +219,10 @@ class PointSweeper(Sweeper):
         assert self.launcher is not None and self.config is not None
         is_slurm = "slurm" in str(self.config.hydra.launcher.get("_target_", "")).lower()
         codes: dict[Point, int] = {}
-        attempts = {point: _attempts(folder, point) for point in points}
-        while points:
+        tries: Counter[Point] = Counter()
+        rounds = [list(points)]
+        while rounds:
+            points = rounds.pop()
             before = {point: _attempts(folder, point) for point in points}
             known = _jobs(folder)
             jobs = [[*point.overrides, f"hydra.sweep.subdir={quoted(point.folder)}"] for point in points]
@@ -232,23 +234,37 @@ class PointSweeper(Sweeper):
                 for point, returned in zip(points, returns, strict=True):
                     value = returned._return_value
                     codes[point] = value if returned.status == JobStatus.COMPLETED and value is not None else CRASHED
-                return codes
+                continue
             if is_slurm:
                 submitted = _jobs(folder) - known
                 if not submitted:
                     raise SweepError(_submission_refused(problem)) from problem
                 _wait_for(submitted)
-                return codes
+                continue
+            _end_workers()
             left = [point for point in points if _find(folder, point).state == status.MISSING]
-            for point in left:
-                if _attempts(folder, point) - attempts[point] >= TRIES:
-                    _give_up(folder, point, problem)
-            tried = [point for point in left if _attempts(folder, point) > before[point]]
-            points = [point for point in left if _attempts(folder, point) - attempts[point] < TRIES]
-            if not tried:
+            begun = [point for point in left if tries[point] or _attempts(folder, point) > before[point]]
+            tries.update(begun)
+            untouched = [point for point in left if point not in begun]
+            if len(untouched) == len(points):
                 print(f"error: the launcher failed: {describe(problem)}", file=sys.stderr)
                 return codes
+            if untouched:
+                rounds.append(untouched)
+            for point in begun:
+                if tries[point] >= TRIES:
+                    _give_up(folder, point, problem)
+                else:
+                    rounds.append([point])  # alone: the process of one kills those of others
         return codes
+
+
+def _end_workers() -> None:
+    """Joblib's, when one of them was killed: the others are being killed, too, and may live for a moment."""
+    if "joblib" in sys.modules:
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor(kill_workers=True).shutdown(wait=True, kill_workers=True)
 
 
 def _sort_out(plan: Plan, folder: Path, forced: bool) -> tuple[list[Point], dict[Point, int]]:
