@@ -16,7 +16,7 @@ from .grids import Grid
 from .pictures import Comparison
 from .plots import INK, Plot
 from .settings import flat, name_of, text_of
-from .summary import COSTS, HIGHER_IS_BETTER, OPTIMISED, OPTIMISED_MEANS, Mean, Summary, mixed, swept
+from .summary import BESIDE, HIGHER_IS_BETTER, OPTIMISED, OPTIMISED_MEANS, Mean, Summary, mixed, swept
 from .sweep import DONE, FAILED, STATES
 from .typeset import HEADINGS, decimals
 from .units import Unit
@@ -218,6 +218,7 @@ def _with_units(collection: Collection, units: Sequence[Unit]) -> Any:
     return collection.rows.with_columns(
         pl.col("number").replace_strict(unit_of, return_dtype=pl.Int64).alias("unit"),
         (pl.col("seconds") / pl.col("batch_size")).alias("seconds"),
+        pl.col("found").cast(pl.Float64),
     )
 
 
@@ -225,7 +226,7 @@ def _table(collection: Collection, units: Sequence[Unit]) -> tuple[list[dict[str
     """Columns and rows, one per unit and method. A mean is [value, half-width], and its mark if it has one."""
     import polars as pl
 
-    values = [*collection.metrics, *COSTS]
+    values = [*collection.metrics, *BESIDE]
     mix = [name for name in mixed(collection) if name == "code"]
     grouped = (
         _with_units(collection, units)
@@ -273,9 +274,9 @@ def _table(collection: Collection, units: Sequence[Unit]) -> tuple[list[dict[str
         there = [mean for mean in means if mean]
         if not there:
             continue
-        better = None if name in COSTS else "higher" if name in HIGHER_IS_BETTER else "lower"
+        better = None if name in BESIDE else "higher" if name in HIGHER_IS_BETTER else "lower"
         column = {"label": HEADINGS.get(name, name.replace("_", " ")), "kind": "mean", "better": better}
-        column |= {"digits": decimals(there, name), "interval": name not in COSTS}
+        column |= {"digits": decimals(there, name), "interval": name not in BESIDE}
         marks = [[OPTIMISED] if name in (record["optimised"] or "").split(",") else [] for record in records]
         shown = zip(means, marks, strict=True)
         add(column, [mean and [_rounded(mean.value), _rounded(mean.half), *mark] for mean, mark in shown])
@@ -295,7 +296,8 @@ def _images(collection: Collection, units: Sequence[Unit]) -> Iterator[tuple[int
     """Per unit, a line per image: its name, what went wrong, and the values of each method in turn."""
     import polars as pl
 
-    values = [*collection.metrics, *COSTS]
+    some_found = collection.rows["found"].count() > 0
+    values = [*collection.metrics, *(name for name in BESIDE if name != "found" or some_found)]
     rows = _with_units(collection, units).filter(pl.col("index").is_not_null())
     for (unit,), part in rows.group_by("unit", maintain_order=True):
         methods = part["method"].unique(maintain_order=True).to_list()

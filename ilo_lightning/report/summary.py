@@ -18,6 +18,8 @@ HIGHER_IS_BETTER = ("psnr", "ssim")  # every other metric is an error
 OPTIMISED = "‡"  # marks a distance
 OPTIMISED_MEANS = "by the network that the method itself minimised, not compared with others"
 COSTS = ("evaluations", "seconds")
+BESIDE = ("found", *COSTS)
+"""What stands beside the metrics, and no solver is the best by: the share of images that a method found, and costs."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Group:
     Args:
         problem: values of `Summary.problem_keys`.
         solver: values of `Summary.solver_keys`.
-        means: of each metric and of `COSTS`, where there is one; seconds are per image.
+        means: of each metric and of `BESIDE`, where there is one; seconds are per image.
         images: how many have results.
         failed: how many images have none.
         seeds: how often each image was solved with another seed.
@@ -117,9 +119,10 @@ def summarise(collection: Collection) -> Summary:
     rows = rows.filter(pl.col("index").is_not_null()).with_columns(
         pl.coalesce("digest", "image", pl.format("#{}", "index")).alias("image"),
         (pl.col("seconds") / pl.col("batch_size")).alias("seconds"),
+        pl.col("found").cast(pl.Float64),
     )
     rows = rows.sort("image", "seed", "number")  # sums don't depend on the folders that the rows come from
-    values = [*collection.metrics, *COSTS]
+    values = [*collection.metrics, *BESIDE]
     by = [*problem_keys, *solver_keys]
     per_image = rows.group_by([*by, "image"], maintain_order=True).agg(
         *(pl.col(name).mean() for name in values),

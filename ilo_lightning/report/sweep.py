@@ -318,6 +318,8 @@ def _check_outcome(outcome: Row) -> None:
     values = [*metrics.values(), outcome.get("data_fit"), outcome.get("evaluations"), outcome.get("seconds")]
     if any(type(name) is not str for name in outcome.get("optimised") or []):
         raise ValueError("no names")
+    if type(outcome.get("found")) not in (bool, type(None)):
+        raise ValueError("neither found nor not")
     values += [stage.get("psnr") if type(stage) is dict else "" for stage in stages]
     for value in values:
         if value is not None and type(value) not in _NUMBERS:

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .settings import Settings, name_of, text_of
-from .summary import COSTS, HIGHER_IS_BETTER, OPTIMISED, OPTIMISED_MEANS, Group, Mean, Summary
+from .summary import BESIDE, HIGHER_IS_BETTER, OPTIMISED, OPTIMISED_MEANS, Group, Mean, Summary
 
 HEADINGS = {
-    "psnr": "PSNR (dB)", "mse": "MSE", "ssim": "SSIM", "seconds": "s / image", "lpips_alex": "LPIPS (AlexNet)",
+    "psnr": "PSNR (dB)", "mse": "MSE", "ssim": "SSIM", "seconds": "s / image", "found": "found (share)",
+    "lpips_alex": "LPIPS (AlexNet)",
     "lpips_vgg": "LPIPS (VGG16)", "lpips_squeeze": "LPIPS (SqueezeNet)", "stlpips_alex": "ST-LPIPS (AlexNet)",
     "stlpips_vgg": "ST-LPIPS (VGG16)",
 }  # fmt: skip
@@ -45,7 +46,7 @@ def tables(summary: Summary) -> Iterator[Table]:
     best = {metric: summary.best(metric) for metric in summary.metrics}
     for task in dict.fromkeys(group.problem[0] for group in summary.groups):
         groups = [group for group in summary.groups if group.problem[0] == task]
-        values = [name for name in (*summary.metrics, *COSTS) if any(name in group.means for group in groups)]
+        values = [name for name in (*summary.metrics, *BESIDE) if any(name in group.means for group in groups)]
         digits = {name: decimals([g.means[name] for g in groups if name in g.means], name) for name in values}
         some_failed = any(group.failed for group in groups)
         some_fewer = len({group.images for group in groups}) > 1
@@ -60,8 +61,8 @@ def tables(summary: Summary) -> Iterator[Table]:
             row = [Cell(text_of(values_of[key], key)) for key in keys]
             row += [Cell(str(group.images))] * some_fewer + [Cell(str(group.failed or ""))] * some_failed
             for name in values:
-                shown = mean_text(group.means.get(name), digits[name], interval=name not in COSTS)
-                shown += "" if group.same_images or name in COSTS or name not in group.means else "†"
+                shown = mean_text(group.means.get(name), digits[name], interval=name not in BESIDE)
+                shown += "" if group.same_images or name in BESIDE or name not in group.means else "†"
                 shown += OPTIMISED if name in group.optimised and name in group.means else ""
                 row.append(Cell(shown, any(group is other for other in best.get(name, ()))))
             if group.problem != last:
@@ -123,16 +124,18 @@ def _protocols(summary: Summary, values: Sequence[str]) -> Iterator[str]:
 def heading(name: str, arrow: bool = True) -> str:
     """Of a metric or cost, with the direction in which it is better."""
     text = HEADINGS.get(name, name.replace("_", " "))
-    if not arrow or name in COSTS:
+    if not arrow or name in BESIDE:
         return text
     return f"{text} {'↑' if name in HIGHER_IS_BETTER else '↓'}"
 
 
 def decimals(means: Sequence[Mean], name: str) -> int:
     """As many as show two digits of the usual interval, and those that are customary; of a cost, three of its mean."""
+    if name == "found":
+        return 2
     if name == "evaluations":
         return 0 if all(mean.value == round(mean.value) for mean in means) else 1
-    halves = [mean.half for mean in means if mean.half and name not in COSTS]
+    halves = [mean.half for mean in means if mean.half and name not in BESIDE]
     size = statistics.median(halves) if halves else statistics.median(abs(mean.value) for mean in means)
     digits = (2 if halves else 3) - 1 - math.floor(math.log10(size)) if size > 0 else 0
     return min(max(digits, CUSTOMARY.get(name, 0)), 8)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ilo_lightning.report.collect import collect
+from ilo_lightning.report.collect import collect, table
 from ilo_lightning.report.summary import Mean, Summary, summarise
 from ilo_lightning.report.typeset import decimals, latex, markdown, mean_text
 from tests.synthetic_sweep import PROTOCOLS, Sweep
@@ -69,6 +69,24 @@ def test_a_network_that_was_optimised_is_marked_and_not_compared(tmp_path: Path)
     assert ilo.count("‡") == 1 and re.search(r"\| 0\.10+ ± 0\.0+‡ \|", ilo)
     assert sum(line.count("‡") for line in text.splitlines()) == 2
     assert "textdaggerdbl" in latex(summarise(collect([tmp_path])), "sweep")
+
+
+def test_the_share_of_images_that_a_method_found(tmp_path: Path):
+    """A column of the collected table, and a share in reports: of methods that say so, where there is one."""
+    for point in Sweep(radii=(0.1,), fractions=(0.1,), images=3).write(tmp_path):
+        assert "found" not in markdown(summarise(collect([tmp_path])), "sweep")
+        path = point / "results.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({**row, "found": row["index"] == 1}) + "\n" for row in rows))
+    collection = collect([tmp_path])
+    found = table(collection).select("method", "index", "found").rows()
+    assert sorted(found) == [("csgm", 0, None), ("csgm", 1, None), ("csgm", 2, None), *(
+        ("ilo", index, index == 1) for index in range(3)
+    )]  # fmt: skip
+    text = markdown(summarise(collection), "sweep")
+    headings = next(line for line in text.splitlines() if line.startswith("| ")).split(" | ")
+    shares = {row[0]: row[headings.index("found (share)")] for row in body(text)}
+    assert shares == {"csgm": "–", "ilo": "0.33"}
 
 
 def test_every_table_names_its_protocols(summary: Summary):
