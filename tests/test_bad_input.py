@@ -198,6 +198,11 @@ CASES: dict[str, Case] = {
         r"error: sed: no such option; did you mean seed\?",
     ),
     "no checkpoint": (lambda f: ["generator.checkpoint=null"], 2, r"give generator\.checkpoint=PATH"),
+    "no checkpoint for any point of a sweep": (
+        lambda f: ["experiment=rtil_protocol", f"hydra.sweep.dir={f / 'sweep'}"],
+        2,
+        r"error: generator\.checkpoint: not given, and no point can do without; add generator\.checkpoint=…\n$",
+    ),
     "unknown choice": (lambda f: ["task=inpaintin"], 2, "task=inpaintin: no such choice; did you mean inpainting"),
     "invalid W&B key": (
         lambda f: ["logger=wandb", "logger.mode=online", "WANDB_API_KEY=short"],

@@ -323,6 +323,11 @@ def test_a_sweep_that_can_t_begin(
             ["hydra/launcher=slurm_container", "seed=0,1"],
             "hydra/launcher=slurm_container: the environment variable ILO_IMAGE is not set; ILO_IMAGE=… before the",
         ),
+        (
+            ["experiment=rtil_protocol"],
+            "generator.checkpoint: not given, and no point can do without; add generator.checkpoint=…",
+        ),
+        (["generator=stylegan2", "seed=0,1"], "generator.checkpoint: not given"),
         (["logger=wandb", "seed=0,1"], "logger=wandb: WANDB_API_KEY invalid: "),
         (["logger=csv,wandb", "logger.every=5"], "logger=wandb: WANDB_API_KEY invalid: "),
     ],
@@ -340,6 +345,14 @@ def test_a_sweep_of_which_no_point_could_begin(overrides: list[str], words: str,
     errors = capsys.readouterr().err
     assert errors.startswith(f"error: {words}") and errors.count("\n") == 1
     assert not list(tmp_path.glob("*/*"))
+
+
+def test_points_that_lack_what_others_have(tmp_path: Path, capsys):
+    """They fail on their own, since the sweep has others to run."""
+    few = ["method=csgm_mse", "method.steps=[1]", "trainer=cpu", f"hydra.sweep.dir={tmp_path}"]
+    assert main(["-m", "generator=faces64,stylegan2", *few]) != 0
+    told = capsys.readouterr()
+    assert "2 points: 1 done, 1 failed" in told.out and "generator.checkpoint: not given; add" in told.err
 
 
 def test_an_unwritable_shared_folder(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -84,6 +84,28 @@ def has(config: DictConfig, key: str) -> bool:
     *path, last = key.split(".")
     section = OmegaConf.select(config, ".".join(path))
     return isinstance(section, DictConfig) and last in section
+
+
+def check_given(configs: Sequence[DictConfig]) -> None:
+    """Refuse a sweep whose points all lack the same mandatory value (``???``), such as the path of a checkpoint.
+
+    Args:
+        configs: of the points, one of each kind.
+    """
+    missing = [[*_missing(OmegaConf.to_container(config, resolve=False))] for config in configs]
+    lacking = [key for key in missing[0] if all(key in keys for keys in missing)] if missing else []
+    if lacking:
+        remedy = " ".join(f"{key}=…" for key in lacking)
+        raise SweepError(f"{', '.join(lacking)}: not given, and no point can do without; add {remedy}")
+
+
+def _missing(tree: Any, prefix: str = "") -> Iterator[str]:
+    """Keys without a value; Hydra's own get theirs when a job begins."""
+    for key, value in tree.items():
+        if value == "???":
+            yield f"{prefix}{key}"
+        elif isinstance(value, dict) and f"{prefix}{key}" != "hydra":
+            yield from _missing(value, f"{prefix}{key}.")
 
 
 def check_logins(loggers: Iterable[DictConfig]) -> None:

@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .. import __version__, slurm
 from ..exit_codes import CRASHED, DONE, REFUSED, SOME_FAILED, of_many
 from . import status
-from .admission import SweepError, check_experiment, check_logins, has, unknown_parameter, unset_variable
+from .admission import SweepError, check_experiment, check_given, check_logins, has, unknown_parameter, unset_variable
 from .inputs import stamp_of
 from .lease import Holder, clock_ahead
 from .plan import (
@@ -161,7 +161,7 @@ class PointSweeper(Sweeper):
             key_of(k) for each in self.either for k in each
         }
         known = known_folders(Path(str(master.hydra.sweep.dir)))
-        kinds: set[tuple[str, ...]] = set()
+        kinds: dict[tuple[str, ...], DictConfig] = {}
         points: dict[Point, Point] = {}
         for combination in combinations:
             groups = tuple(o for o in combination if is_group(o.lstrip("+~").partition("=")[0].partition("@")[0]))
@@ -169,14 +169,14 @@ class PointSweeper(Sweeper):
             base = composed(groups)
             if kind not in kinds:
                 try:
-                    logger = loader.load_sweep_config(master, list(combination)).get("logger")
+                    kinds[kind] = loader.load_sweep_config(master, list(combination))
                 except ConfigCompositionException as error:
                     typed = [key_of(argument) for argument in arguments]
                     params = [key_of(override) for override in combination if key_of(override) not in typed]
                     raise unknown_parameter(loader, master, params, groups, typed) or error from None
+                logger = kinds[kind].get("logger")
                 if isinstance(logger, DictConfig):
                     self.loggers[str(logger)] = logger
-                kinds.add(kind)
             try:
                 shard = Shard.parse(shard_of(combination))
             except ValueError as error:
@@ -186,6 +186,7 @@ class PointSweeper(Sweeper):
             name = folder_of(digest, combination, keys, known)
             point = Point(name, str(shard), tuple(combination))
             points.setdefault(point, point)
+        check_given([*kinds.values()])
         if len(points) < len(combinations):
             print(f"{len(combinations)} combinations are {len(points)} different points", flush=True)
         kept = [o for o in master.hydra.overrides.hydra if key_of(o) not in ("hydra.mode", "hydra.sweep.dir")]
