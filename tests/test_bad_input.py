@@ -199,7 +199,7 @@ CASES: dict[str, Case] = {
     ),
     "no checkpoint": (lambda f: ["generator.checkpoint=null"], 2, r"give generator\.checkpoint=PATH"),
     "no checkpoint for any point of a sweep": (
-        lambda f: ["experiment=rtil_protocol", f"hydra.sweep.dir={f / 'sweep'}"],
+        lambda f: ["experiment=rtil_protocol", "generator.checkpoint=???", f"hydra.sweep.dir={f / 'sweep'}"],
         2,
         r"error: generator\.checkpoint: not given, and no point can do without; add generator\.checkpoint=…\n$",
     ),
