@@ -6,17 +6,24 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra import compose, initialize_config_module
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
 
 from ilo_lightning import identity
 from ilo_lightning.files import write_atomically
 from ilo_lightning.job import build
+from ilo_lightning.observations import Observation, observe
 from ilo_lightning.pipeline import Setting
+from ilo_lightning.schedule import Method
+from ilo_lightning.solution import Solution
+from ilo_lightning.solve import solve
 
 Row = dict[str, Any]
 
@@ -30,6 +37,39 @@ def setting_of(*overrides: str) -> Setting:
     """What ``python run.py OVERRIDES`` would run."""
     with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
         return build(compose("config", overrides=list(overrides)))
+
+
+def observed(setting: Setting, members: Sequence[int]) -> list[Observation]:
+    """Some images of a setting, measured."""
+    return [setting.observations[i] for i in members]
+
+
+def truth_of(seen: Sequence[Observation]) -> Tensor:
+    """``(B, C, H, W)`` in [-1, 1], of pictures that are the truth."""
+    return torch.stack([observation.truth for observation in seen if observation.truth is not None])
+
+
+def solutions_of(
+    setting: Setting, method: Method, seen: Sequence[Observation], callbacks: Sequence[Callback] = ()
+) -> list[Solution]:
+    """What a method finds of images that are solved together."""
+    return solve(
+        setting.generator,
+        setting.operator,
+        observe(seen),
+        method,
+        [observation.digest for observation in seen],
+        setting.seed,
+        data_fit=setting.data_fits(method),
+        truth=truth_of(seen),
+        trainer=setting.trainer,
+        callbacks=callbacks,
+    ).solutions
+
+
+def decoded(setting: Setting, solutions: Sequence[Solution]) -> Tensor:
+    """``(B, C, H, W)``: what each solution decodes to on its own."""
+    return torch.stack([solution.decode(setting.generator).cpu() for solution in solutions])
 
 
 def machine() -> str:

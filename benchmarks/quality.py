@@ -13,14 +13,12 @@ import argparse
 from pathlib import Path
 
 import torch
-from common import publish, row, setting_of
+from common import decoded, observed, publish, row, setting_of, solutions_of, truth_of
 from torch import Tensor
 
 from ilo_lightning import metrics
-from ilo_lightning.observations import observe
 from ilo_lightning.pipeline import Setting
 from ilo_lightning.schedule import Method
-from ilo_lightning.solve import solve
 
 TASKS = {
     "inpainting_box": ["task=inpainting"],
@@ -35,12 +33,8 @@ def psnr(setting: Setting, method: Method) -> Tensor:
     """PSNR of every image, of the batch-1 decode of its solution."""
     values = []
     for members in setting.batches:
-        seen = [setting.observations[i] for i in members]
-        keys = [observation.digest for observation in seen]
-        trainer = dict(setting.trainer or {})
-        result = solve(setting.generator, setting.operator, observe(seen), method, keys, setting.seed, trainer=trainer)
-        decoded = torch.stack([solution.decode(setting.generator).cpu() for solution in result.solutions])
-        values.append(metrics.psnr(decoded, torch.stack([o.truth for o in seen if o.truth is not None])))
+        seen = observed(setting, members)
+        values.append(metrics.psnr(decoded(setting, solutions_of(setting, method, seen)), truth_of(seen)))
     return torch.cat(values)
 
 
