@@ -5,8 +5,8 @@
 A cell is a task at a level. In each, all baselines are screened at equal numbers of generator evaluations on the first
 images of ``--screen``; the three with the best mean PSNR over all screened cells are then run on ``--images``, beside
 automatic ILO and ILO with each of several fixed radii. Each result of a method in a cell is a file below ``--cache``:
-the same command goes on where it was stopped. ``--only`` and ``--cells`` do a part of the work (finish the screen before
-the images, since it chooses the three), and the table is of all that is there.
+the same command goes on where it was stopped. ``--only`` and ``--cells`` do a part of the work (finish the screen
+before the images, since it chooses the three), and the table is of all that is there.
 
 Rows per case ``<task>/<level>``:
 

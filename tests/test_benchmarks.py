@@ -84,6 +84,41 @@ def test_quality_refuses_unequal_budgets(repository: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_regimes(repository: Path, tmp_path: Path):
+    images, cell = write_images(tmp_path / "noise.npz", 2), "denoising/0.3"
+    arguments = [f"--screen={images}", f"--images={images}", f"--cache={tmp_path / 'cache'}", "--evaluations=40"]
+    record = run("regimes.py", *arguments, f"--cells={cell}", repository=repository, json_path=tmp_path / "r.json")
+    values = {(row["case"], row["metric"]): row["value"] for row in record["rows"]}
+    screened = [metric for case, metric in values if case == "screen"]
+    assert len(screened) == 10
+    best = max(values[cell, metric] for metric in screened[:3])
+    assert values[cell, "auto_minus_best_baseline_db"] == pytest.approx(values[cell, "psnr_ilo"] - best)
+    oracle = values[cell, f"psnr_ilo_fixed@{values[cell, 'oracle_radius']}"]
+    assert values[cell, "auto_minus_oracle_radius_db"] == pytest.approx(values[cell, "psnr_ilo"] - oracle)
+    assert values["all", "auto_minus_best_baseline_db"] == values[cell, "auto_minus_best_baseline_db"]
+    again = run("regimes.py", *arguments, "--only=table", repository=repository, json_path=tmp_path / "t.json")
+    assert again["rows"] == record["rows"], "from the cache alone"
+
+
+@pytest.mark.slow
+def test_budget(repository: Path, tmp_path: Path):
+    images, task = write_images(tmp_path / "noise.npz", 2), "denoising_0.2"
+    arguments = [f"--tune={images}", f"--images={images}", f"--cache={tmp_path / 'cache'}", "--tune-limit=1"]
+    arguments += [f"--tasks={task}", "--seeds=0", "--candidates=csgm_400", f"--plot={tmp_path / 'b.png'}"]
+    small = ["--override", "method.evaluations=40"]
+    record = run("budget.py", *arguments, *small, repository=repository, json_path=tmp_path / "b.json")
+    values = {row["metric"]: row["value"] for row in record["rows"]}
+    assert {row["case"] for row in record["rows"]} == {task}
+    assert values["mse_ratio"] == pytest.approx(values["mse_default"] / values["mse_published"])
+    for work in ("evaluations", "seconds"):
+        fraction = values[f"{work}_default"] / values[f"{work}_published"]
+        expected = fraction if values["mse_ratio"] <= 1 else float("nan")
+        assert values[f"{work}_fraction"] == pytest.approx(expected, nan_ok=True)
+    assert values["evaluations_csgm_400"] == pytest.approx(40 + 2 / 3)
+    assert (tmp_path / "b.png").stat().st_size > 0
+
+
+@pytest.mark.slow
 def test_overhead(repository: Path, tmp_path: Path):
     record = run("overhead.py", "--batch=1", "--pairs=1", repository=repository, json_path=tmp_path / "o.json")
     values = {row["metric"]: row["value"] for row in record["rows"]}
