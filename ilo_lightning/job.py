@@ -250,7 +250,7 @@ def build_log(config: DictConfig, setting: Setting, folder: Path) -> RunLog:
             sweep = Path(job.sweep.dir).resolve().name
         parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
         overrides = {each.get_key_element(): each.get_value_string() for each in parsed if not each.is_delete()}
-    methods = tuple((method.name, method.schedule.steps) for method in setting.methods)
+    methods = tuple((method.name, method.steps) for method in setting.methods)
     info = RunInfo(folder, values, setting.task_name, methods, len(setting.batches), sweep, overrides)
     make: Any = instantiate(config.logger, "logger", object, _partial_=True)
     try:

@@ -50,6 +50,9 @@ class InverseProblem(pl.LightningModule):
         data_fit: ``losses.mean_squared_error`` unless told; or one for each stage.
         draws: one random generator per image for what is drawn on the way, from the words that say what for.
         truth: the images ``(B, C, H, W)``, for ``rank: truth`` only; nothing is optimised for it.
+        radii: ``(B,)``, of the stages' ``auto`` variables.
+        held_out: the measurement with other weights, for ``rank: held_out`` only; nothing is optimised for it.
+        anchor: more of the loss ``(B,)``, from images; it says nothing about their data fit.
         project: puts a point back into the sets of the method (its spheres).
     """
 
@@ -64,6 +67,9 @@ class InverseProblem(pl.LightningModule):
         draws: Draws | None = None,
         project: Callable[[LatentPoint], LatentPoint] = lambda point: point,
         truth: Tensor | None = None,
+        radii: Tensor | None = None,
+        held_out: Measurement | None = None,
+        anchor: Callable[[Tensor], Tensor] | None = None,
     ):
         super().__init__()
         from .losses import mean_squared_error
@@ -77,6 +83,9 @@ class InverseProblem(pl.LightningModule):
         self.draws = draws or (lambda *purpose: [generator_for(i, *purpose) for i in range(point.batch_size)])
         self.project = project
         self.truth = truth
+        self.radii = radii
+        self.held_out = held_out
+        self.anchor = anchor
         self.evaluations = 0
         """Generator evaluations spent so far on every image of the batch."""
         self.last_fit: Tensor | None = None
@@ -85,6 +94,8 @@ class InverseProblem(pl.LightningModule):
         """Loss ``(B,)`` of the same, with the stage's penalties."""
         self.last_error: Tensor | None = None
         """Mean squared error ``(B,)`` of its image, where the truth is given."""
+        self.last_held_out: Tensor | None = None
+        """Data fit ``(B,)`` of what was held out, where something was."""
         self.variables = nn.ParameterDict()
         self._start = point.detach()
         self._origin = self._start
@@ -213,7 +224,9 @@ class InverseProblem(pl.LightningModule):
         if step is not None and stage.jitter:
             point = self._jittered(point, step)
         image = self(point)
-        fit = self.data_fits[self.stage_index](self.operator(image), self.measurement)
+        prediction = self.operator(image)
+        data_fit = self.data_fits[self.stage_index]
+        fit = data_fit(prediction, self.measurement)
         loss = fit
         if stage.floor:
             loss = loss.clamp_min(stage.floor)
@@ -221,7 +234,11 @@ class InverseProblem(pl.LightningModule):
             loss = loss * (self._observed() / (2 * stage.sigma**2))
         for name, weight in stage.penalties.items():
             loss = loss + weight * PENALTIES[name](self.generator, self.point, self.center, image)
+        if self.anchor is not None:
+            loss = loss + self.anchor(image)
         self.last_fit, self.last_loss = fit.detach(), loss.detach()
+        if self.held_out is not None:
+            self.last_held_out = data_fit(prediction.detach(), self.held_out).detach()
         if self.truth is not None:
             self.last_error = (image.detach().clamp(-1, 1) - self.truth).flatten(1).square().mean(1)
         return loss
@@ -272,6 +289,8 @@ class InverseProblem(pl.LightningModule):
             module.to(self.device)
         self.measurement = self.measurement.to(self.device)
         self.truth = None if self.truth is None else self.truth.to(self.device)
+        self.radii = None if self.radii is None else self.radii.to(self.device)
+        self.held_out = None if self.held_out is None else self.held_out.to(self.device)
         self._start, self._origin = self._start.to(self.device), self._origin.to(self.device)
         self._center = None if self._center is None else self._center.to(self.device)
 

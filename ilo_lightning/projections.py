@@ -1,4 +1,4 @@
-"""Euclidean projections of batched tensors: l1 ball, l2 ball, sphere.
+"""Euclidean projections of batched tensors: l1 ball, l2 ball, sphere, simplex.
 
 The first axis of a tensor is the image; no image influences another. The functions keep no gradient and may return
 their (detached) argument itself where nothing changes, so write ``parameter.copy_(project_…(parameter, …))``.
@@ -120,6 +120,23 @@ def project_sphere(x: Tensor, radius: float | Tensor, dims: int | Sequence[int])
     unit, _, length = _scaled(_offset(x, None), axes)
     scale = _per_image(radii, x) / length
     return (unit * scale.to(unit.dtype)).to(x.dtype)
+
+
+@torch.no_grad()
+def project_simplex(x: Tensor, support: Tensor | None = None) -> Tensor:
+    """The nearest point of the probability simplex, ``>= 0`` with sum 1, for each row (Held, Wolfe & Crowder 1974).
+
+    Args:
+        x: ``(B, n)``, finite.
+        support: ``(B, n)``: entries outside of it stay 0; None: all may be more. Rows without any are 0.
+    """
+    support = torch.ones_like(x, dtype=torch.bool) if support is None else support
+    ordered = x.masked_fill(~support, -torch.inf).sort(dim=1, descending=True).values
+    excess = ordered.masked_fill(ordered.isinf(), 0.0).cumsum(dim=1) - 1
+    counts = torch.arange(1, x.shape[1] + 1, device=x.device)
+    kept = (ordered * counts > excess).sum(dim=1, keepdim=True).clamp_min(1)
+    threshold = excess.gather(1, kept - 1) / kept
+    return torch.where(support, (x - threshold).clamp_min(0.0), 0.0)
 
 
 def _radii(radius: float | Tensor, x: Tensor) -> Tensor:

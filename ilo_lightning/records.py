@@ -64,12 +64,15 @@ def write_image(
         save_png(decoded.nan_to_num(nan=0.0), target / f"reconstruction{suffix}.png")
         stages = []
         # A method that was broken off has fewer pictures than stages.
-        for stage, pictures in zip(method.schedule.stages, reconstruction.strip, strict=False):
+        layers = solution.info["layers"]
+        for layer, stage, pictures in zip(layers, method.stages, reconstruction.strip, strict=False):
             psnr = None if truth is None else _finite(metrics.psnr(pictures[place][None], truth[None])[0])
-            stages.append({"layer": stage.layer, "steps": stage.steps, "psnr": psnr})
-            if method is setting.method and len(method.schedule) > 1:
-                panels.append(_panel(f"{method.name}: after layer {stage.layer}", pictures[place], psnr))
-        if method.keep == "last" and len(method.schedule) > 1:  # a path, which the best iterate is not the end of
+            stages.append({"layer": layer, "steps": stage.steps, "psnr": psnr})
+            if method is setting.method and len(method.stages) > 1:
+                panels.append(_panel(f"{method.name}: after layer {layer}", pictures[place], psnr))
+        if (
+            method.keep == "last" and len(method.schedule) > 1 and not method.selects
+        ):  # a path, which the best iterate is not the end of
             for number, pictures in enumerate(reconstruction.strip):
                 save_png(pictures[place].nan_to_num(nan=0.0), target / f"stage-{number}{suffix}.png")
         title = f"{method.name}: result" if method is setting.method else method.name
@@ -78,7 +81,7 @@ def write_image(
             "method": method.name,
             "metrics": scores,
             **{name: solution.info[name] for name in ("data_fit", "evaluations", "seconds")},
-            **{name: solution.info[name] for name in ("found", "restart") if name in solution.info},
+            **{name: solution.info[name] for name in ("found", "restart", "selection") if name in solution.info},
             "stages": stages,
         }
         if reconstruction.posterior is not None:

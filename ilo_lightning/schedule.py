@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 VARIABLES = ("latent", "style", "activation", "rgb", "noise")
@@ -23,7 +23,11 @@ NOISE_STARTS = ("random", "zero")
 RADIUS_MODES = ("relative", "absolute")
 CENTERS = ("previous", "range")
 KEEPS = ("best", "last", "samples")
-RANKS = ("data_fit", "loss", "truth")
+RANKS = ("data_fit", "loss", "held_out", "truth")
+AUTO = "auto"
+"""A radius that is one of ``method.candidates``, whichever the held-out measurements are in favour of."""
+SELECTS = ("holdout", "stacking")
+STOPS = ("discrepancy",)
 DATA_FITS = ("mse", "perceptual", "dead_zone", "cross_entropy")
 """The terms of a method's data fit."""
 
@@ -61,6 +65,7 @@ class Stage:
         lr: peak learning rate of the ramp.
         free: names of the variables that are optimised, among those a point at this layer has.
         radii: per variable, the l1 radius around its value when the stage begins.
+        auto: the variables whose radius is the candidate's, and not in ``radii``.
         relative: whether radii are fractions of that value's own l1 norm, image by image.
         lr_scale: per variable, a factor on ``lr``.
         noise_maps: only the first so many noise maps are free; None: all that remain.
@@ -77,6 +82,7 @@ class Stage:
         sigma: standard deviation of the measurement's noise; with it the loss is an energy, -log of the likelihood.
         jitter: Gaussian noise on the code, in standard deviations of w, that fades as ``max(0, 1 - t/0.75)²``.
         bm3d: standard deviation of the noise that BM3D takes out of the image after each step; None: no BM3D.
+        enough: a mean squared error with which an image is left as it is; None: none is.
     """
 
     layer: int
@@ -84,6 +90,7 @@ class Stage:
     lr: float
     free: tuple[str, ...] = ("latent", "activation", "rgb")
     radii: Mapping[str, float] = field(default_factory=dict)
+    auto: tuple[str, ...] = ()
     relative: bool = True
     lr_scale: Mapping[str, float] = field(default_factory=dict)
     noise_maps: int | None = None
@@ -100,6 +107,7 @@ class Stage:
     sigma: float | None = None
     jitter: float = 0.0
     bm3d: float | None = None
+    enough: float | None = None
 
     def __post_init__(self) -> None:
         _count("method.layers", self.layer)
@@ -126,6 +134,11 @@ class Stage:
         if not weighed:
             raise ScheduleError(
                 f"method.data_fit={dict(self.data_fit)}: nothing is minimised; use method.data_fit.mse=1"
+            )
+        if self.enough is not None and weighed != {"mse": 1}:
+            raise ScheduleError(
+                f"method.data_fit={weighed}: how large the noise is says when the mean squared error is small enough, "
+                "and nothing about other terms; use method.data_fit={mse: 1} or method.stop=null"
             )
         if self.sigma and weighed != {"mse": 1}:
             raise ScheduleError(
@@ -239,10 +252,16 @@ class Method:
         start: the code starts ``random`` (drawn per image) or at the ``mean`` of its space.
         restarts: how many starts are tried per image, side by side; the best is kept.
         keep: the solution is the ``best`` iterate, the ``last``, or the last of several ``samples``.
-        rank: what iterates and restarts are ranked by: the ``data_fit``, the ``loss`` with its penalties, or the
-            ``truth``, which only an experiment knows.
+        rank: what iterates and restarts are ranked by: the ``data_fit``, the ``loss`` with its penalties, the data fit
+            of what is ``held_out``, or the ``truth``, which only an experiment knows.
         samples, burn_in: with ``keep`` samples: how many, and which part of the last stage comes before the first.
         dead_zone: errors of up to this cost nothing in the term ``dead_zone``.
+        candidates: radii of the stages' ``auto`` variables that are tried per image, side by side.
+        select: what becomes of several starts and candidates: by how well they predict measurements that were held out,
+            one is chosen (``holdout``), or their weighted mean taken (``stacking``); None: the best by ``rank``.
+        held_out: the part of the measurements.
+        refit: the stage that goes on from there with all measurements, at the generator's deepest layer; None: none.
+        anchor: how strongly it is held at the mean, see ``selection``.
     """
 
     name: str
@@ -258,9 +277,15 @@ class Method:
     samples: int = 0
     burn_in: float = 0.0
     dead_zone: float = 0.1
+    candidates: tuple[float, ...] = ()
+    select: str | None = None
+    held_out: float = 0.1
+    refit: Stage | None = None
+    anchor: float = 0.1
 
     def __post_init__(self) -> None:
         _number("method.dead_zone", self.dead_zone, finite=True)
+        self._check_selection()
         if self.keep == "best" and any(stage.data_fit != self.schedule[0].data_fit for stage in self.schedule.stages):
             raise ScheduleError(
                 "method.data_fit: iterates of stages that minimise different things can't be ranked; use "
@@ -304,6 +329,51 @@ class Method:
                 "method.keep=last"
             )
 
+    def _check_selection(self) -> None:
+        for candidate in self.candidates:
+            _number("method.candidates", candidate)
+        auto = {variable for stage in self.schedule.stages for variable in stage.auto}
+        if auto and not self.candidates:
+            raise ScheduleError("method.candidates=[]: method.radius=auto needs radii to choose from, or give a radius")
+        _number("method.held_out", self.held_out, positive=True)
+        if self.held_out >= 1:
+            raise ScheduleError(f"method.held_out={self.held_out}: expected a part of the measurements, in (0, 1)")
+        _number("method.anchor", self.anchor, finite=True)
+        if self.select is not None:
+            _choice("method.select", self.select, SELECTS)
+            if self.keep == "samples":
+                raise ScheduleError(f"method.select={self.select}: samples aren't ranked; use method.select=null")
+        elif len(self.candidates) > 1 and self.rank != "truth":
+            raise ScheduleError(
+                f"method.select=null: which of {len(self.candidates)} radii fits best what it was fitted to says "
+                "nothing; use method.select=stacking, or give one method.radius"
+            )
+        if self.rank == "held_out" and not self.selects:
+            raise ScheduleError(
+                "method.rank=held_out: nothing is held out; use method.select=holdout, with method.radius=auto or "
+                "several method.restarts"
+            )
+
+    @property
+    def copies(self) -> int:
+        """Of every image, solved side by side: one per start and candidate."""
+        return self.restarts * max(len(self.candidates), 1)
+
+    @property
+    def selects(self) -> bool:
+        """Whether measurements are held out: there must be something to choose from."""
+        return self.select is not None and self.copies > 1
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Of the schedule, and the refit."""
+        return (*self.schedule.stages, self.refit) if self.selects and self.refit else self.schedule.stages
+
+    @property
+    def steps(self) -> int:
+        """Of all these stages: of one copy, and of the refit."""
+        return sum(stage.steps for stage in self.stages)
+
     @property
     def data_fit(self) -> dict[str, float]:
         """The largest weight of each of ``DATA_FITS`` in a stage."""
@@ -312,10 +382,11 @@ class Method:
 
     @property
     def evaluations(self) -> int:
-        """Generator evaluations per image that its steps take, all restarts together."""
+        """Generator evaluations per image that its steps take, all copies and the refit together."""
         stages = self.schedule.stages
         layers, centers = [stage.layer for stage in stages], [stage.center for stage in stages]
-        return self.restarts * (self.schedule.steps + _searches(layers, centers) * stages[0].range_steps)
+        search = self.copies * (self.schedule.steps + _searches(layers, centers) * stages[0].range_steps)
+        return search + self.steps - self.schedule.steps
 
     def sample_steps(self) -> list[int]:
         """Of the last stage, the steps after which a sample is taken: evenly spaced, the last one included."""
@@ -331,9 +402,9 @@ class Method:
         steps: int | Sequence[int],
         lr: float | Sequence[float],
         free: str | Sequence[str],
-        radius: float | Sequence[float] | None = None,
+        radius: str | float | Sequence[float] | None = None,
         radius_mode: str = "relative",
-        radii: Mapping[str, float | Sequence[float] | None] | None = None,
+        radii: Mapping[str, str | float | Sequence[float] | None] | None = None,
         lr_scale: Mapping[str, float] | None = None,
         noise_maps: int | Sequence[int] | None = None,
         noise_lookahead: int | None = None,
@@ -361,6 +432,15 @@ class Method:
         burn_in: float = 0.0,
         data_fit: Mapping[str, float | Sequence[float]] | None = None,
         dead_zone: float = 0.1,
+        candidates: Sequence[float] = (),
+        select: str | None = None,
+        held_out: float = 0.1,
+        refit: bool = True,
+        refit_steps: int = 20,
+        refit_lr: float = 0.05,
+        anchor: float = 0.1,
+        stop: str | None = None,
+        noise_level: float | None = None,
     ) -> Method:
         """Build a method from the fields of ``conf/method/*.yaml``.
 
@@ -375,7 +455,8 @@ class Method:
                 letters: n (noise maps), l (latents), s (styles), g (generator activation), r (RGB), such as
                 ``lgr``, or a list with
                 one code per stage.
-            radius: l1 radius of the activation around its value when the stage begins; null: no ball.
+            radius: l1 radius of the activation around its value when the stage begins; null: no ball; auto: every one
+                of ``candidates`` is tried, and what was held out of the measurements decides.
             radius_mode: ``relative``: radii are fractions of that value's own l1 norm, image by image; or ``absolute``.
             radii: the same for the other variables.
             lr_scale: per variable, a factor on ``lr``.
@@ -414,6 +495,19 @@ class Method:
             data_fit: weight of ``mse``, ``perceptual`` (by the network of ``perceptual=…``), ``dead_zone`` and
                 ``cross_entropy`` (of a classifier) in what is minimised; {mse: 1} unless given.
             dead_zone: errors of up to this cost nothing in the term ``dead_zone``; in units of y.
+            candidates: the radii of ``auto``, side by side; each has a random start of its own.
+            select: how several radii or starts become one point, by measurements that were held out: ``stacking``, the
+                mean of their images with the weights that predict these best (for linear operators; ``holdout`` for
+                others); ``holdout``, the one that does; null: the lowest ``rank``.
+            held_out: the part of each image's measurements.
+            refit: go on from there at the deepest layer, with all measurements, held at its image by ``anchor``.
+            refit_steps: how many.
+            refit_lr: peak of their cosine ramp.
+            anchor: weight of the distance to that image, in units of how far the candidates are from each other, beside
+                the data fit, in units of what was held out.
+            stop: ``discrepancy``: an image is left as it is once its mean squared error is that of the noise (Morozov);
+                null: all steps are taken.
+            noise_level: standard deviation of the noise, in units of y; null: unknown, nothing stops.
 
         Raises:
             ScheduleError: naming the field, its value and the remedy.
@@ -438,10 +532,26 @@ class Method:
         count = len(layers)
         steps = _per_stage("method.steps", steps, count)
         center = _per_stage("method.center", center, count)
+        automatic = AUTO in (radius, *(radii or {}).values())
+        if isinstance(candidates, str) or not isinstance(candidates, Sequence):
+            raise ScheduleError(f"method.candidates={candidates}: expected a list of radii, such as [0.05,0.15,0.4,1]")
+        candidates = tuple(candidates) if automatic else ()
+        copies = _count("method.restarts", restarts) * max(len(candidates), 1)
+        refits = refit and select is not None and copies > 1
+        _count("method.refit_steps", refit_steps)
         if evaluations is not None:
             kept = [i for i, value in enumerate(steps) if value]
             searches = _searches([layers[i] for i in kept], [center[i] for i in kept])
-            steps, range_steps = _spread(evaluations, steps, range_steps, searches, restarts)
+            if refits:  # its share
+                given = copies * (sum(steps) + searches * range_steps) + refit_steps
+                refit_steps = _count("method.evaluations", evaluations) * refit_steps // max(given, 1)
+                evaluations -= refit_steps
+            steps, range_steps = _spread(evaluations, steps, range_steps, searches, copies)
+        if stop is not None:
+            _choice("method.stop", stop, STOPS)
+        if noise_level is not None:
+            _number("method.noise_level", noise_level, finite=True)
+        enough = noise_level**2 if stop and noise_level else None
         _choice("method.radius_mode", radius_mode, RADIUS_MODES)
         if "activation" in (radii or {}):
             raise ScheduleError("method.radii.activation: give the activation's radius as method.radius")
@@ -451,6 +561,8 @@ class Method:
             noise_maps = [_count("method.noise_lookahead", noise_lookahead) + 2 * _count("method.layers", layer)
                           for layer in layers]  # fmt: skip
         bounds = {"activation": radius, **(radii or {})}
+        auto = tuple(variable for variable, value in bounds.items() if value == AUTO)
+        bounds = {variable: value for variable, value in bounds.items() if value != AUTO}
         per_stage_radii = {
             variable: _per_stage(
                 "method.radius" if variable == "activation" else f"method.radii.{variable}", value, count
@@ -477,6 +589,7 @@ class Method:
             Stage(
                 layer=layer,
                 radii={name: values[i] for name, values in per_stage_radii.items() if values[i] is not None},
+                auto=auto,
                 relative=radius_mode == "relative",
                 lr_scale=dict(lr_scale or {}),
                 rampdown=rampdown,
@@ -488,11 +601,17 @@ class Method:
                 sigma=sigma,
                 jitter=jitter,
                 bm3d=bm3d,
+                enough=enough,
                 **{field_name: values[i] for field_name, values in columns.items()},
             )
             for i, layer in enumerate(layers)
         )
         schedule = Schedule(stages)
+        last = schedule.stages[-1]
+        again = replace(
+            last, steps=refit_steps, lr=refit_lr, radii={}, auto=(), optimizer="adam", ramp="cosine", center="previous",
+            reset=(), penalties={}, enough=None, space=None, jitter=0.0, bm3d=None, floor=0.0, sigma=None,
+        ) if refits and refit_steps else None  # fmt: skip
         return cls(
             name=name,
             schedule=schedule,
@@ -507,6 +626,11 @@ class Method:
             samples=samples,
             burn_in=burn_in,
             dead_zone=dead_zone,
+            candidates=candidates,
+            select=select,
+            held_out=held_out,
+            refit=again,
+            anchor=anchor,
         )
 
 

@@ -20,6 +20,7 @@ from .rehearsal import (
     rehearse_operator,
 )
 from .schedule import Method, ScheduleError
+from .selection import check_selection
 from .solve import check_method, check_trainer, initial_point
 from .sweeps.shard import Shard
 
@@ -81,7 +82,7 @@ class Setting:
         check_operator_attributes(self.operator)
         for section, method in (("method", self.method), ("baseline", self.baseline)):
             if method is not None:
-                _check_method(section, method, self.generator)
+                _check_method(section, method, self.generator, self.operator)
                 self._check_networks(section, method)
                 if method.rank == "truth" and not isinstance(self.observations, Simulated):
                     raise RunError(
@@ -163,17 +164,18 @@ class Setting:
 
     @property
     def steps_per_batch(self) -> int:
-        return sum(method.schedule.steps for method in self.methods)
+        return sum(method.steps for method in self.methods)
 
     @property
     def task_name(self) -> str:
         return str(self.config.get("task", {}).get("name", type(self.operator).__name__))
 
 
-def _check_method(field: str, method: Method, generator: LayeredGenerator) -> None:
-    """``check_method``, naming the field of the configuration that holds the method."""
+def _check_method(field: str, method: Method, generator: LayeredGenerator, operator: ForwardOperator) -> None:
+    """``check_method`` and ``check_selection``, naming the field of the configuration that holds the method."""
     try:
         check_method(method, generator)
+        check_selection(method, operator)
     except ScheduleError as error:
         raise RunError(renamed(str(error), field)) from error
     except Exception as error:  # whatever a user's own generator raises

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from .callbacks import (
     BestIterate,
     Curves,
+    Discrepancy,
     History,
     L1Projection,
     PictureStrip,
@@ -36,12 +37,13 @@ from .callbacks.progress import Display, QuietDisplay
 from .callbacks.sphere import project_to_spheres
 from .generators.base import LatentPoint, LayeredGenerator, variable_of
 from .interrupt import Interrupted
-from .losses import data_fits
+from .losses import data_fits, mean_squared_error
 from .losses.penalties import PENALTIES, PenaltyError
 from .operators.base import ForwardOperator, Measurement
 from .problem import DataFit, InverseProblem, index_of
 from .randomness import derive_seed, generator_for
-from .schedule import VARIABLES, Method, ScheduleError
+from .schedule import VARIABLES, Method, Schedule, ScheduleError
+from .selection import anchor, check_selection, combine, hold_out, how, mean_of, one_of
 from .solution import Solution
 
 # What doesn't change the optimisation: not limit_train_batches, accumulate_grad_batches, gradient_clip_val, max_time, …
@@ -130,7 +132,7 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
             }
     for field, named in (
         ("method.free", {variable for stage in stages for variable in stage.free}),
-        ("method.radii", {variable for stage in stages for variable in stage.radii}),
+        ("method.radii", {variable for stage in stages for variable in (*stage.radii, *stage.auto)}),
         ("method.lr_scale", {variable for stage in stages for variable in stage.lr_scale}),
         ("method.spheres", set(method.spheres)),
         ("method.standardize", set(method.standardize)),
@@ -299,107 +301,258 @@ def solve(
     start = init.point if isinstance(init, Solution) else init
     data_fit = data_fits(method) if data_fit is None else data_fit
     check_method(method if start is None else replace(method, space=start.space), generator)
+    check_selection(method, operator)
     if len(keys) != len(measurement):
         raise ValueError(f"{len(keys)} keys for a measurement of {len(measurement)} images")
-    images, restarts = len(keys), method.restarts
     if method.rank == "truth" and truth is None:
         raise ScheduleError("method.rank=truth: the true images aren't known here; use method.rank=data_fit")
-    truth = truth.repeat_interleave(restarts, dim=0) if method.rank == "truth" and truth is not None else None
-    if restarts > 1:  # copies of one image next to each other, each with its own randomness
-        measurement = measurement.select([image for image in range(images) for _ in range(restarts)])
-        keys = [f"{key}#{n}" if n else key for key in keys for n in range(restarts)]
+    images, copies = len(keys), method.copies
+    fitted, held = hold_out(measurement, keys, seed, method.held_out) if method.selects else (measurement, None)
+    # Copies of one image next to each other, each with its own randomness.
+    every = [image for image in range(images) for _ in range(copies)]
+    names = [f"{key}#{n}" if n else key for key in keys for n in range(copies)]
     if start is not None:
-        start = start if start.batch_size == 1 else start.repeat(restarts)
-        start = _fitting(start, generator, method, len(measurement))
+        start = _fitting(start, generator, method, images).select(every)
     try:
-        rngs = [generator_for(seed, key, "initial point") for key in keys]
-        point = initial_point(generator, method, rngs) if start is None else start
+        rngs = [generator_for(seed, name, "initial point") for name in names]
         problem = InverseProblem(
             generator,
             operator,
-            measurement,
+            fitted.select(every) if copies > 1 else fitted,
             method.schedule,
-            point,
+            initial_point(generator, method, rngs) if start is None else start,
             data_fit,
-            draws=lambda *purpose, keys=tuple(keys): [generator_for(seed, key, *purpose) for key in keys],
+            draws=lambda *purpose: [generator_for(seed, name, *purpose) for name in names],
             project=lambda point: project_to_spheres(point, method.spheres),
-            truth=truth,
+            truth=truth[every] if method.rank == "truth" and truth is not None else None,
+            radii=torch.tensor(method.candidates).repeat(images * method.restarts) if method.candidates else None,
+            held_out=held.select(every) if held is not None and method.rank == "held_out" else None,
         )
     except (RuntimeError, MemoryError) as error:
-        raise SolveError(_describe(error, 0, method.schedule.steps, len(keys)), None) from error
-    best = BestIterate(method.rank, last=method.keep != "best")
-    projection, history, strip = L1Projection(), History(), PictureStrip()
-    spheres = Spheres(method.spheres, method.standardize)
-    own: list[Callback] = [StageSchedule(), best, spheres, PlugAndPlay(), projection, history, strip]
-    posterior = PosteriorSamples(method.sample_steps()) if method.keep == "samples" else None
-    if posterior is not None:
-        own.append(posterior)
-    if loggers:
-        own.append(Curves(history, projection, log_every))
-    own += [Progress(display or QuietDisplay()), *callbacks]
-    resume = None
-    if checkpoint is not None:
-        own.append(checkpoint)
-        resume = checkpoint.found()
-    with _quiet_lightning():
-        fit = _new_trainer(
-            trainer or {},
-            max_epochs=len(method.schedule),
-            callbacks=own,
-            logger=list(loggers) or False,
-            enable_checkpointing=checkpoint is not None,
-            default_root_dir=checkpoint.path.parent if checkpoint else None,
-        )
-        broken: Exception | None = None
+        raise SolveError(_describe(error, 0, method.steps, len(names)), None) from error
+    fits = _Fits(method, trainer or {}, callbacks, loggers, log_every, display or QuietDisplay())
+    first = fits.run(
+        problem,
+        BestIterate(method.rank, last=method.keep != "best"),
+        checkpoint.of("search") if checkpoint is not None and held is not None and method.refit else checkpoint,
+    )
+    selection, again = None, None
+    if held is not None and first.broken is None:
         try:
-            fit.fit(problem, ckpt_path=resume, weights_only=True)
-        except SystemExit:
-            # Lightning's way out at SIGTERM or a second SIGINT, where it comes before ResumeCheckpoint's.
-            if checkpoint is not None:
-                checkpoint.stop.check()
-            raise
-        except Interrupted:
-            raise
-        except Exception as error:
-            broken = error
-    courses = torch.stack(history.fit).cpu() if history.fit else torch.zeros(0, len(keys))
-    reconstruction = None
-    if best.fit is not None and best.score is not None:
-        scores = best.score.nan_to_num(nan=torch.inf).view(images, restarts)
-        chosen = (scores.argmin(dim=1).cpu() + torch.arange(images) * restarts).tolist()
-        points = best.points
-        solutions = [
-            Solution(
-                points[i].to("cpu"),
-                courses[:, i].clone(),
-                {
-                    **(info or {}),
-                    "method": method.name,
-                    "key": keys[i // restarts * restarts],
-                    "seed": seed,
-                    "image_seed": derive_seed(seed, str(keys[i]), "initial point"),
-                    "data_fit": _finite(best.fit[i]),
-                    "evaluations": problem.evaluations * restarts,
-                    "seconds": round(history.seconds, 3),
-                    "stage": history.stage,
-                    "layers": [stage.layer for stage in method.schedule.stages],
-                    "generator": dict(generator.provenance),
-                    **({"restart": i % restarts} if restarts > 1 else {}),
-                    **_found(best.fit[i], method),
-                    **_fault(courses[:, i], history.stage),
-                },
-            )
-            for i in chosen
-        ]
-        reconstruction = Reconstruction(
-            solutions,
-            [pictures[chosen] for pictures in strip.pictures],
-            posterior if posterior and posterior.count else None,
-        )
+            selection = _Selection.make(generator, operator, held, method, first)
+            if method.refit is not None:
+                problem = selection.problem(generator, operator, measurement, method, data_fit, keys, seed)
+                again = fits.run(problem, BestIterate("loss"), checkpoint, first)
+        except (RuntimeError, MemoryError) as error:
+            first.broken = error
+    broken = first.broken or (again.broken if again else None)
+    reconstruction = _reconstruction(generator, method, names, seed, info or {}, first, selection, again)
     if broken is not None:
-        raise SolveError(_describe(broken, len(courses), method.schedule.steps, len(keys)), reconstruction) from broken
+        done = len(first.course) + (len(again.course) if again else 0)
+        raise SolveError(_describe(broken, done, method.steps, len(names)), reconstruction) from broken
     assert reconstruction is not None
     return reconstruction
+
+
+@dataclass
+class _Fit:
+    """What one ``Trainer.fit`` came to. ``course``: the data fit ``(steps, B)``, without the last look."""
+
+    best: BestIterate
+    course: Tensor
+    stages: list[int]
+    seconds: float
+    evaluations: int
+    strip: list[Tensor]
+    posterior: PosteriorSamples | None
+    broken: Exception | None
+
+
+@dataclass(frozen=True)
+class _Fits:
+    """How the fits of a method are done."""
+
+    method: Method
+    trainer: Mapping[str, Any]
+    callbacks: Sequence[Callback]
+    loggers: Sequence[Logger]
+    log_every: int
+    display: Display
+
+    def run(
+        self, problem: InverseProblem, best: BestIterate, checkpoint: ResumeCheckpoint | None, after: _Fit | None = None
+    ) -> _Fit:
+        """Optimise; what breaks it off is kept, unless it was asked for."""
+        method = self.method
+        projection, history, strip = L1Projection(), History(), PictureStrip()
+        spheres = Spheres(method.spheres if after is None else (), method.standardize if after is None else ())
+        own: list[Callback] = [
+            StageSchedule(), best, spheres, PlugAndPlay(), projection, Discrepancy(), history, strip
+        ]  # fmt: skip
+        posterior = PosteriorSamples(method.sample_steps()) if method.keep == "samples" else None
+        if posterior is not None:
+            own.append(posterior)
+        if self.loggers:
+            before = (0, 0) if after is None else (len(after.course), len(method.schedule))
+            own.append(Curves(history, projection, self.log_every, before))
+        own += [Progress(self.display), *self.callbacks]
+        resume = None
+        if checkpoint is not None:
+            own.append(checkpoint)
+            resume = checkpoint.found()
+        broken: Exception | None = None
+        with _quiet_lightning():
+            fit = _new_trainer(
+                self.trainer,
+                max_epochs=len(problem.schedule),
+                callbacks=own,
+                logger=list(self.loggers) or False,
+                enable_checkpointing=checkpoint is not None,
+                default_root_dir=checkpoint.path.parent if checkpoint else None,
+            )
+            try:
+                fit.fit(problem, ckpt_path=resume, weights_only=True)
+            except SystemExit:
+                # Lightning's way out at SIGTERM or a second SIGINT, where it comes before ResumeCheckpoint's.
+                if checkpoint is not None:
+                    checkpoint.stop.check()
+                raise
+            except Interrupted:
+                raise
+            except Exception as error:
+                broken = error
+        course = torch.stack(history.fit).cpu() if history.fit else torch.zeros(0, problem.point.batch_size)
+        return _Fit(
+            best, course, history.stage, history.seconds, problem.evaluations, strip.pictures, posterior, broken
+        )
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """What became of the copies of each image: weights ``(B, K)``, the point that is their mean, its mean squared error
+    on what was held out ``(B,)``, and what holds the refit there."""
+
+    how: str
+    weights: Tensor
+    point: LatentPoint
+    residual: Tensor
+    anchor: Callable[[Tensor], Tensor]
+
+    @classmethod
+    @torch.no_grad()
+    def make(
+        cls, generator: LayeredGenerator, operator: ForwardOperator, held: Measurement, method: Method, fit: _Fit
+    ) -> _Selection:
+        """Decode the copies' points at the generator's deepest layer, and compare what they predict."""
+        deepest = generator.num_layers - 1
+        points = LatentPoint.cat([generator.advance(p.to(generator.device), deepest) for p in fit.best.points])
+        pictures = generator(points)
+        held, copies = held.to(pictures.device), method.copies
+        predictions = operator(pictures)
+        predictions = predictions.view(len(held), copies, *predictions.shape[1:])
+        pictures = pictures.view(len(held), copies, *pictures.shape[1:])
+        way = how(method, operator)
+        assert way is not None
+        weights = (mean_of if way == "stacking" else one_of)(predictions, held)
+        mean = combine(points, weights)
+        predicted = torch.einsum("bk,bkn->bn", weights, predictions.flatten(2)).view_as(held.y)
+        residual = mean_squared_error(predicted, held)
+        return cls(way, weights, mean, residual, anchor(pictures, weights, residual, method.anchor))
+
+    def problem(
+        self,
+        generator: LayeredGenerator,
+        operator: ForwardOperator,
+        measurement: Measurement,
+        method: Method,
+        data_fit: DataFit | Sequence[DataFit],
+        keys: Sequence[str],
+        seed: int,
+    ) -> InverseProblem:
+        """The refit: all measurements, from the mean on."""
+        assert method.refit is not None
+        return InverseProblem(
+            generator,
+            operator,
+            measurement,
+            Schedule((replace(method.refit, layer=self.point.layer),)),
+            self.point,
+            data_fit[-1] if isinstance(data_fit, Sequence) else data_fit,
+            draws=lambda *purpose: [generator_for(seed, key, "refit", *purpose) for key in keys],
+            anchor=self.anchor,
+        )
+
+    def info(self, image: int, method: Method, step: Tensor) -> dict[str, Any]:
+        """For the solution: what was tried, what it counts, and how well it predicts what was held out."""
+        radii = list(method.candidates) * method.restarts if method.candidates else None
+        return {
+            "how": self.how,
+            **({"radii": radii} if radii else {}),
+            "weights": [round(value, 4) for value in self.weights[image].tolist()],
+            "steps": step.tolist(),
+            "layer": self.point.layer,
+            "held_out_residual": _finite(self.residual[image].sqrt()),
+        }
+
+
+def _reconstruction(
+    generator: LayeredGenerator,
+    method: Method,
+    names: Sequence[str],
+    seed: int,
+    info: Mapping[str, Any],
+    first: _Fit,
+    selection: _Selection | None,
+    again: _Fit | None,
+) -> Reconstruction | None:
+    """Solutions out of the fits; None if nothing was evaluated."""
+    best, copies = first.best, method.copies
+    if best.fit is None or best.score is None or best.step is None:
+        return None
+    images = len(names) // copies
+    scores = best.score.nan_to_num(nan=torch.inf).view(images, copies).cpu()
+    ranked = scores.argmin(dim=1) if selection is None else selection.weights.argmax(dim=1).cpu()
+    chosen = (ranked + torch.arange(images) * copies).tolist()
+    points, steps, fits = best.points, best.step.view(images, copies).cpu(), best.fit.cpu()
+    strip = [pictures[chosen] for pictures in first.strip]
+    layers = [stage.layer for stage in method.schedule.stages]
+    stages, seconds, evaluations = list(first.stages), first.seconds, first.evaluations * copies
+    final = [points[i] for i in chosen]
+    fit, course = fits[chosen], first.course[:, chosen]
+    if selection is not None:
+        evaluations += -(-copies // 3)  # a look at every copy without a gradient, a third of an evaluation each
+        final = [selection.point.select([i]) for i in range(images)]
+    if again is not None and again.best.fit is not None:
+        final, fit = again.best.points, again.best.fit.cpu()
+        strip, course = strip + again.strip, torch.cat([course, again.course])
+        stages += [len(layers)] * len(again.stages)
+        layers.append(final[0].layer)
+        seconds, evaluations = seconds + again.seconds, evaluations + again.evaluations
+    solutions = [
+        Solution(
+            final[image].to("cpu"),
+            course[:, image].clone(),
+            {
+                **info,
+                "method": method.name,
+                "key": names[image * copies],
+                "seed": seed,
+                "image_seed": derive_seed(seed, str(names[chosen[image]]), "initial point"),
+                "data_fit": _finite(fit[image]),
+                "evaluations": evaluations,
+                "seconds": round(seconds, 3),
+                "stage": stages,
+                "layers": layers,
+                "generator": dict(generator.provenance),
+                **({"restart": int(ranked[image])} if method.restarts > 1 and selection is None else {}),
+                **({"selection": selection.info(image, method, steps[image])} if selection is not None else {}),
+                **_found(fit[image], method),
+                **_fault(course[:, image], stages),
+            },
+        )
+        for image in range(images)
+    ]
+    return Reconstruction(solutions, strip, first.posterior if first.posterior and first.posterior.count else None)
 
 
 def _finite(value: Tensor) -> float | None:

@@ -4,6 +4,7 @@ samples, progress, plug-and-play."""
 from .best_iterate import BestIterate
 from .checkpoint import ResumeCheckpoint
 from .curves import Curves
+from .discrepancy import Discrepancy
 from .history import History
 from .l1_projection import L1Projection
 from .picture_strip import PictureStrip
@@ -16,6 +17,7 @@ from .stage_schedule import StageSchedule
 __all__ = [
     "BestIterate",
     "Curves",
+    "Discrepancy",
     "History",
     "L1Projection",
     "PictureStrip",

@@ -20,7 +20,8 @@ class BestIterate(pl.Callback):
 
     Args:
         rank: what is compared: the ``data_fit`` alone, so that neither regularisers nor the true image have a say, or
-            the ``loss`` with its penalties; or the squared error to the ``truth``, where an experiment gives it.
+            the ``loss`` with its penalties; the data fit of what was ``held_out``; or the squared error to the
+            ``truth``, where an experiment gives it.
         last: keep the last point instead, whatever it is worth.
     """
 
@@ -30,6 +31,9 @@ class BestIterate(pl.Callback):
         """Data fit ``(B,)`` of the best points."""
         self.score: Tensor | None = None
         """What they are ranked by, ``(B,)``."""
+        self.step: Tensor | None = None
+        """How many steps led to them, ``(B,)``."""
+        self._steps = 0
         self._stage = -1
         self._points: list[LatentPoint] = []  # batch-1 points of the stages before
         self._batch: LatentPoint | None = None  # of this stage, as one batch: cheap to update
@@ -40,6 +44,7 @@ class BestIterate(pl.Callback):
             device = pl_module.device  # what a checkpoint held comes back on the CPU
             self.fit, self.score = self.fit.to(device), None if self.score is None else self.score.to(device)
             self._here = self._here.to(device)
+            self.step = None if self.step is None else self.step.to(device)
             self._batch = self._batch.to(device)
             self._points = [point.to(device) for point in self._points]
 
@@ -57,10 +62,12 @@ class BestIterate(pl.Callback):
     def observe(self, problem: InverseProblem) -> None:
         """Compare the latest data fit, and keep the current point of each image that improved."""
         fit = problem.last_fit
-        score = {"loss": problem.last_loss, "truth": problem.last_error}.get(self.rank, fit)
+        scores = {"loss": problem.last_loss, "truth": problem.last_error, "held_out": problem.last_held_out}
+        score = scores.get(self.rank, fit)
         assert fit is not None and score is not None
         if self.fit is None or self.score is None:
             self.fit, self.score = torch.full_like(fit, torch.inf), torch.full_like(score, torch.inf)
+            self.step = torch.zeros(len(fit), dtype=torch.long, device=fit.device)
         first = problem.stage_index != self._stage
         if first:
             if self._batch is not None:
@@ -68,9 +75,11 @@ class BestIterate(pl.Callback):
             self._stage = problem.stage_index
             self._batch = problem.point.detach()
             self._here = torch.zeros_like(fit, dtype=torch.bool)
-        assert self._batch is not None and self._here is not None
+        assert self._batch is not None and self._here is not None and self.step is not None
         improved = score.isfinite() if self.last else score < self.score
         self.fit, self.score = torch.where(improved, fit, self.fit), torch.where(improved, score, self.score)
+        self.step = torch.where(improved, self._steps, self.step)
+        self._steps += 1
         self._here |= improved
         if not first:
             for name, tensor in problem.point.tensors.items():
@@ -93,6 +102,8 @@ class BestIterate(pl.Callback):
         return {
             "fit": self.fit,
             "score": self.score,
+            "step": self.step,
+            "steps": self._steps,
             "stage": self._stage,
             "points": [pack(point) for point in self._points],
             "batch": self._batch and pack(self._batch),
@@ -101,6 +112,6 @@ class BestIterate(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.fit, self.score, self._here = state_dict["fit"], state_dict["score"], state_dict["here"]
-        self._stage = state_dict["stage"]
+        self._stage, self.step, self._steps = state_dict["stage"], state_dict["step"], state_dict["steps"]
         self._points = [LatentPoint(**point) for point in state_dict["points"]]
         self._batch = state_dict["batch"] and LatentPoint(**state_dict["batch"])

@@ -27,6 +27,7 @@ class ResumeCheckpoint(Checkpoint):
         every_seconds: time between two saves; also from the beginning to the first.
         every_steps: save after every so many steps, too; None: only time counts.
         stop: if somebody asked to stop, the file is saved and ``Interrupted`` raised.
+        end: save when the last stage ends, too.
     """
 
     def __init__(
@@ -35,11 +36,18 @@ class ResumeCheckpoint(Checkpoint):
         every_seconds: float = 30.0,
         every_steps: int | None = None,
         stop: StopRequest | None = None,
+        end: bool = False,
     ):
-        self.path = Path(path)
+        self.path, self.end = Path(path), end
         self.stop = stop or StopRequest()
         self.every_seconds, self.every_steps = every_seconds, every_steps
         self._saved_at = time.monotonic()
+
+    def of(self, part: str) -> ResumeCheckpoint:
+        """Of a part that comes before this one's work, in a file beside it. It is saved at its end, so that the part is
+        never done again."""
+        path = self.path.with_name(f"{self.path.stem}-{part}{self.path.suffix}")
+        return ResumeCheckpoint(path, self.every_seconds, self.every_steps, self.stop, end=True)
 
     def found(self) -> Path | None:
         """The file to go on from; None, with a warning, where it can't be read: the work then begins anew."""
@@ -75,11 +83,11 @@ class ResumeCheckpoint(Checkpoint):
             self._look(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:
-        self._look(trainer)
+        self._look(trainer, self.end and trainer.current_epoch + 1 == trainer.max_epochs)
 
-    def _look(self, trainer: pl.Trainer) -> None:
+    def _look(self, trainer: pl.Trainer, due: bool = False) -> None:
         """Save if it is time, or if somebody asked to stop."""
-        due = self.every_steps is not None and trainer.global_step % self.every_steps == 0
+        due |= self.every_steps is not None and trainer.global_step % self.every_steps == 0
         asked = self.stop.signum is not None
         if due or asked or time.monotonic() - self._saved_at >= self.every_seconds:
             self.save(trainer)

@@ -33,10 +33,11 @@ class Curves(pl.Callback):
     Args:
         history, projection: the callbacks that keep the course and the balls; they run before this one.
         every: steps between two points.
+        before: steps, and stages, that came before this fit.
     """
 
-    def __init__(self, history: History, projection: L1Projection, every: int = 10):
-        self.history, self.projection, self.every = history, projection, every
+    def __init__(self, history: History, projection: L1Projection, every: int = 10, before: tuple[int, int] = (0, 0)):
+        self.history, self.projection, self.every, self.before = history, projection, every, before
         self._failed: list[Logger] = []
 
     def on_train_batch_end(
@@ -49,7 +50,7 @@ class Curves(pl.Callback):
         for logger in trainer.loggers:
             if logger not in self._failed:
                 try:
-                    logger.log_metrics(metrics, step=step)
+                    logger.log_metrics(metrics, step=self.before[0] + step)
                 except Exception as error:  # whatever it is: a log is no reason to lose the work
                     self._failed.append(logger)
                     print(
@@ -70,6 +71,6 @@ class Curves(pl.Callback):
         return {
             **dict(zip(means, values, strict=True)),
             "lr": self.history.lr[-1],
-            "stage": float(problem.stage_index),
+            "stage": float(self.before[1] + problem.stage_index),
             "layer": float(problem.stage.layer),
         }

@@ -16,7 +16,7 @@ class L1Projection(pl.Callback):
 
     The centre is the stage's first point, the previous stage's solution advanced to this layer, or what the layers
     above can make of it (``InverseProblem.center``). A relative radius is a fraction of the centre's own l1 norm, image
-    by image.
+    by image. The radius of a stage's ``auto`` variables is each image's own (``InverseProblem.radii``).
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,8 @@ class L1Projection(pl.Callback):
         if self._stage != problem.stage_index:
             self._stage, self._radii = problem.stage_index, {}
             for name, parameter in problem.variables.items():
-                radius = problem.stage.radii.get(variable_of(name))
+                auto = variable_of(name) in problem.stage.auto
+                radius = problem.radii if auto else problem.stage.radii.get(variable_of(name))
                 if radius is not None and parameter.requires_grad:
                     center = problem.center[name].flatten(1)
                     scale = center.abs().sum(dim=1) if problem.stage.relative else torch.ones_like(center[:, 0])

@@ -51,6 +51,8 @@ class ForwardOperator(nn.Module, ABC):
     """Whether images in [-1, 1] have y in [-1, 1], so that y is an intensity as they are."""
     straight_through: bool = False
     """Whether the gradient stands in for one that doesn't exist, or is of no use (rounding)."""
+    can_hold_out: bool = True
+    """Whether a part of y's entries is a measurement too, so that the others can say what it is worth."""
     _weight: Tensor
 
     def __init__(

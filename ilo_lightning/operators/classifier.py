@@ -44,6 +44,7 @@ class Classifier(ForwardOperator):
         ValueError: naming the option and the remedy.
     """
 
+    can_hold_out = False  # classes have no probability without the others
     mean: Tensor
     std: Tensor
     sha256: str | None

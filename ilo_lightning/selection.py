@@ -1,0 +1,157 @@
+"""One point out of several, chosen by measurements that none of them was fitted to.
+
+A part of y is held out, at random (cross-validation, for inverse problems: Ward 2009). Candidates are solved with the
+rest, and what they predict for the part says which to trust: the best of them, or the mean of their images with the
+weights that predict it best (stacking, Wolpert 1992; Breiman 1996). Candidates err in different ways, so that a mean
+is nearer to the truth than most of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .generators.base import LatentPoint
+from .operators.base import ForwardOperator, LinearOperator, Measurement
+from .projections import project_simplex
+from .randomness import generator_for
+from .schedule import Method, ScheduleError
+
+RIDGE = 0.3
+"""Pulls the weights of a mean towards equal ones, in units of the candidates' mean squared error there."""
+ITERATIONS = 500
+
+
+def check_selection(method: Method, operator: ForwardOperator) -> None:
+    """Refuse to hold out parts of what can't be split, before any work.
+
+    Raises:
+        ScheduleError: naming the remedy.
+    """
+    if method.selects and not operator.can_hold_out:
+        raise ScheduleError(
+            f"method.select={method.select}: what {type(operator).__name__} gives can't be split into a part to fit "
+            "and a part to choose by; give method.radius a number, and use method.restarts=1 or method.select=null"
+        )
+
+
+def how(method: Method, operator: ForwardOperator) -> str | None:
+    """The selection that a method makes with this operator: the mean of images has the mean of their measurements only
+    where A is linear."""
+    if not method.selects:
+        return None
+    return method.select if isinstance(operator, LinearOperator) else "holdout"
+
+
+def hold_out(
+    measurement: Measurement, keys: Sequence[str], seed: int, fraction: float
+) -> tuple[Measurement, Measurement]:
+    """Split the observed entries of each image's y: what is left, and what is held out.
+
+    All channels of a pixel, where y ``(B, C, H, W)`` is a picture, go together. Each part has the y of the whole, and
+    weights of 0 for the other part's entries.
+
+    Args:
+        keys: one string per image, from which with ``seed`` its split comes.
+        fraction: of the entries, in (0, 1); at least one is held out, and one left.
+
+    Raises:
+        ScheduleError: if only one entry of an image was observed.
+    """
+    weight = measurement.weight.expand_as(measurement.y)
+    pixels = weight.ndim == 4
+    chosen = []
+    for key, each in zip(keys, weight.cpu(), strict=True):
+        observed = (each.amax(dim=0) if pixels else each) > 0
+        places = observed.flatten().nonzero().flatten()
+        if len(places) < 2:
+            raise ScheduleError(
+                "method.select: only one measurement was made of an image, and none can be held out; give "
+                "method.radius a number, and use method.restarts=1"
+            )
+        count = min(max(1, round(fraction * len(places))), len(places) - 1)
+        order = torch.randperm(len(places), generator=generator_for(seed, key, "held out"))
+        mask = torch.zeros(observed.numel(), dtype=torch.bool)
+        mask[places[order[:count]]] = True
+        chosen.append(mask.view(observed.shape))
+    held = torch.stack(chosen).to(weight.device)
+    held = held.unsqueeze(1) if pixels else held
+    return replace(measurement, weight=weight * ~held), replace(measurement, weight=weight * held)
+
+
+def one_of(predictions: Tensor, held: Measurement) -> Tensor:
+    """Weights ``(B, K)`` that are 1 for the candidate with the least squared error on what was held out, else 0.
+
+    Args:
+        predictions: ``(B, K, *output_shape)``.
+    """
+    errors = _deviations(predictions, held).square().sum(dim=2)
+    best = errors.nan_to_num(nan=torch.inf).argmin(dim=1)
+    return torch.nn.functional.one_hot(best, errors.shape[1]).to(errors)
+
+
+def mean_of(predictions: Tensor, held: Measurement) -> Tensor:
+    """Weights ``(B, K)``, >= 0 with sum 1, of the mean of candidates that has the least squared error on what was held
+    out (stacking with Breiman's constraint), with a ridge towards equal ones. A candidate that isn't finite has none.
+
+    Args:
+        predictions: ``(B, K, *output_shape)``, of a linear operator.
+    """
+    deviations = _deviations(predictions, held).double()
+    finite = deviations.isfinite().all(dim=2)
+    deviations = torch.where(finite[:, :, None], deviations, 0.0)
+    products = deviations @ deviations.transpose(1, 2)  # of weights a with sum 1: the squared error is a' products a
+    count = finite.sum(dim=1).clamp_min(1)
+    scale = products.diagonal(dim1=1, dim2=2).sum(dim=1) / count
+    scale = torch.where(scale > 0, scale, 1.0)
+    matrix = products / scale[:, None, None] + RIDGE * torch.eye(products.shape[1]).to(products)
+    step = 1 / torch.linalg.matrix_norm(matrix, ord=2)
+    weights = finite.to(products) / count[:, None]
+    for _ in range(ITERATIONS):  # projected gradient
+        weights = project_simplex(weights - step[:, None] * (matrix @ weights[:, :, None])[:, :, 0], finite)
+    return weights.to(predictions.dtype)
+
+
+def _deviations(predictions: Tensor, held: Measurement) -> Tensor:
+    """``(B, K, n)``: of each prediction from y, by the root of the weight."""
+    weight = held.weight.expand_as(held.y).flatten(1)
+    return (predictions.flatten(2) - held.y.flatten(1)[:, None]) * weight.sqrt()[:, None]
+
+
+def combine(points: LatentPoint, weights: Tensor) -> LatentPoint:
+    """The mean of the points ``(B·K)`` of one layer with weights ``(B, K)``; K points of an image are neighbours."""
+    images, copies = weights.shape
+
+    def mean(tensor: Tensor) -> Tensor:
+        each = tensor.view(images, copies, *tensor.shape[1:])
+        weight = weights.to(tensor).view(images, copies, *[1] * (tensor.ndim - 1))
+        return torch.where(weight > 0, weight * each, 0.0).sum(dim=1)  # also where one that doesn't count isn't finite
+
+    return points.map(mean)
+
+
+def anchor(images: Tensor, weights: Tensor, residual: Tensor, strength: float) -> Callable[[Tensor], Tensor]:
+    """What holds the refit at the mean of the candidates' images: ``strength · residual · ‖x - mean‖² / spread``, each
+    a mean over pixels or measurements. The more the candidates disagree, the less it says about the image; the less y
+    was predicted, the less y says.
+
+    Args:
+        images: of the candidates, ``(B, K, C, H, W)``.
+        weights: ``(B, K)``.
+        residual: ``(B,)``: mean squared error on what was held out.
+    """
+    share = weights.to(images)[:, :, None, None, None]
+    kept = torch.where(share > 0, images, 0.0)
+    mean = (share * kept).sum(dim=1)
+    finite = images.flatten(2).isfinite().all(dim=2)
+    squares = (images - mean[:, None]).flatten(2).square().mean(dim=2)
+    spread = torch.where(finite, squares, 0.0).sum(dim=1) / finite.sum(dim=1).clamp_min(1)
+    scale = strength * residual / spread.clamp_min(torch.finfo(spread.dtype).tiny)
+
+    def distance(image: Tensor) -> Tensor:
+        return scale.to(image.device) * (image - mean.to(image.device)).square().flatten(1).mean(dim=1)
+
+    return distance
