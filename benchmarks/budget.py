@@ -3,10 +3,10 @@
     python benchmarks/budget.py --tune FOLDER --images FOLDER --cache FOLDER --json budget.json --plot budget.png
 
 The published schedule is given what only the truth can tell: per task, the radius whose mean squared error is lowest
-on the pictures of ``--tune``; per image, its best iterate. Each image of ``--images`` is then solved on its own by
-every candidate, one after another in this process, with several seeds (of the noise and of the start). What they gave
-is a file below ``--cache`` per image and seed, so that the same command goes on where it was stopped; other candidates
-begin it anew, since seconds are compared only within one process.
+on the pictures of ``--tune``; per image, its best iterate. Each batch of ``--images`` is then solved by every
+candidate, one after another in this process, with several seeds (of the noise and of the start). What they gave is a file below
+``--cache`` per batch and seed, so that the same command goes on where it was stopped; other candidates begin it anew,
+since seconds are compared only within one process.
 
 Work is counted at the generator itself: an image made with a gradient 1, without 1/3; whatever layer it is made from.
 Advancing a point to a deeper layer, four times per solve, is not counted. Seconds are those of all of ``solve``.
@@ -43,14 +43,16 @@ from ilo_lightning import metrics
 from ilo_lightning.pipeline import Setting, parts_of
 from ilo_lightning.problem import InverseProblem
 
-FIXED = "method=ilo_fixed"
 DEFAULT, PUBLISHED = "default", "published"
+RADIUS = "method.radius=tuned"
+"""Stands for the radius of the task: the paper's single path."""
+FIXED = ["method=ilo", RADIUS, "method.stop=null"]
 CANDIDATES = {
     DEFAULT: ["method=ilo"],
-    PUBLISHED: [FIXED, "method.steps=300", "method.rank=truth"],  # and the radius of the task
-    "ilo_fixed_100": [FIXED, "method.evaluations=100"],
-    "ilo_fixed_200": [FIXED, "method.evaluations=200"],
-    "ilo_fixed_400": [FIXED, "method.evaluations=400"],
+    PUBLISHED: [*FIXED, "method.steps=300", "method.rank=truth"],
+    "ilo_fixed_100": [*FIXED, "method.evaluations=100"],
+    "ilo_fixed_200": [*FIXED, "method.evaluations=200"],
+    "ilo_fixed_400": [*FIXED, "method.evaluations=400"],
     "ilo_200": ["method=ilo", "method.evaluations=200"],
     "ilo_400": ["method=ilo", "method.evaluations=400"],
     "ilo_800": ["method=ilo", "method.evaluations=800"],
@@ -65,7 +67,7 @@ TASKS = {
 }
 
 Outcomes = dict[str, list[dict[str, Any]]]
-"""Per candidate, what each image and seed gave: ``mse``, ``evaluations``, ``seconds``, and its ``course``."""
+"""Per candidate, what each batch and seed gave: ``mse``, ``evaluations``, ``seconds``, and its ``course``."""
 
 
 @dataclass
@@ -146,47 +148,41 @@ class Study:
         """Of the published schedule: that with the least true error on the pictures for it."""
         errors: dict[float, float] = {}
         for radius in RADII:
-            setting = self._setting(task, PUBLISHED, self.tune, f"method.radius={radius}")
+            setting = self._setting(task, PUBLISHED, self.tune, radius)
             path = self.cache / "tune" / task / f"radius{radius}.json"
             outcomes = computed_once(
-                path, parts_of(setting), lambda setting=setting: [solved(setting, [i]) for i in members_of(setting)]
+                path, parts_of(setting), lambda setting=setting: [solved(setting, part) for part in setting.batches]
             )
             errors[radius] = fmean(outcome["mse"] for outcome in outcomes)
             print(f"{task}  {PUBLISHED} with radius {radius}: mse {errors[radius]:.5f}", flush=True)
         return min(errors, key=errors.__getitem__)
 
     def outcomes(self, task: str, radius: float, seeds: Sequence[int]) -> Outcomes:
-        """What every candidate makes of every image, with every seed; one after another for each image."""
+        """What every candidate makes of every batch, with every seed; one after another for each batch."""
         found: Outcomes = {name: [] for name in self.candidates}
         for seed in seeds:
             settings = {
-                name: self._setting(
-                    task, name, self.images, f"seed={seed}", *([f"method.radius={radius}"] if name == PUBLISHED else [])
-                )
-                for name in self.candidates
+                name: self._setting(task, name, self.images, radius, f"seed={seed}") for name in self.candidates
             }
             parts = {name: parts_of(setting) for name, setting in settings.items()}
-            for image in members_of(settings[DEFAULT]):
-                path = self.cache / "images" / task / f"seed{seed}-{image:03d}.json"
+            for number, members in enumerate(settings[DEFAULT].batches):
+                path = self.cache / "images" / task / f"seed{seed}-{number:03d}.json"
                 outcome = computed_once(
                     path,
-                    {"image": image, "candidates": parts},
-                    lambda settings=settings, image=image: {
-                        name: solved(setting, [image]) for name, setting in settings.items()
+                    {"batch": number, "candidates": parts},
+                    lambda settings=settings, members=members: {
+                        name: solved(setting, members) for name, setting in settings.items()
                     },
                 )
                 for name in self.candidates:
                     found[name].append(outcome[name])
-                print(f"{task}  seed {seed}, image {image}: " + ", ".join(
+                print(f"{task}  seed {seed}, batch {number}: " + ", ".join(
                     f"{name} {outcome[name]['mse']:.5f}" for name in self.candidates), flush=True)  # fmt: skip
         return found
 
-    def _setting(self, task: str, candidate: str, images: Sequence[str], *more: str) -> Setting:
-        return setting_of(*TASKS[task], *CANDIDATES[candidate], *images, *more, *self.overrides)
-
-
-def members_of(setting: Setting) -> range:
-    return range(len(setting.observations))
+    def _setting(self, task: str, candidate: str, images: Sequence[str], radius: float, *more: str) -> Setting:
+        method = [f"method.radius={radius}" if override == RADIUS else override for override in CANDIDATES[candidate]]
+        return setting_of(*TASKS[task], *method, *images, *more, *self.overrides)
 
 
 def table(task: str, outcomes: Outcomes, radius: float) -> list[Row]:
@@ -240,6 +236,7 @@ def main() -> None:
     parser.add_argument("--tune-limit", type=int, default=8)
     parser.add_argument("--limit", type=int, default=16, help="use the first so many of --images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--batch-size", type=int, default=8, help="images that are solved together")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     more = [name for name in CANDIDATES if name not in (DEFAULT, PUBLISHED)]
     parser.add_argument("--candidates", nargs="*", choices=more, default=more, help="besides the two that are compared")
@@ -251,7 +248,7 @@ def main() -> None:
         arguments.cache,
         [f"data.path={arguments.tune}", f"data.limit={arguments.tune_limit}"],
         [f"data.path={arguments.images}", f"data.limit={arguments.limit}"],
-        arguments.override,
+        [f"data.batch_size={arguments.batch_size}", *arguments.override],
         [DEFAULT, PUBLISHED, *arguments.candidates],
     )
     rows: list[Row] = []

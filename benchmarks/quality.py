@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of pictures, or .npz with key images")
     parser.add_argument("--limit", type=int, default=16, help="use the first so many images")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--evaluations", type=int, default=400, help="generator evaluations per image, of both")
     parser.add_argument("--override", nargs="*", default=[], help="further overrides, as for run.py")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -51,7 +52,9 @@ def main() -> None:
         setting = setting_of(
             *TASKS[task],
             "method=ilo",
+            f"method.evaluations={arguments.evaluations}",
             "method@baseline=csgm",
+            f"baseline.evaluations={arguments.evaluations}",
             f"data.path={arguments.images}",
             f"data.limit={arguments.limit}",
             *arguments.override,

@@ -79,7 +79,7 @@ def test_quality(repository: Path, tmp_path: Path):
 def test_quality_refuses_unequal_budgets(repository: Path, tmp_path: Path):
     images = write_images(tmp_path / "noise.npz", 1)
     command = [sys.executable, str(repository / "benchmarks" / "quality.py"), f"--images={images}"]
-    done = subprocess.run([*command, "--override", "method.steps=1"], capture_output=True, text=True)
+    done = subprocess.run([*command, "--override", "baseline.evaluations=100"], capture_output=True, text=True)
     assert done.returncode != 0 and "unequal numbers of evaluations" in done.stderr
 
 
