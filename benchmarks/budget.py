@@ -4,9 +4,9 @@
 
 The published schedule is given what only the truth can tell: per task, the radius whose mean squared error is lowest
 on the pictures of ``--tune``; per image, its best iterate. Each batch of ``--images`` is then solved by every
-candidate, one after another in this process, with several seeds (of the noise and of the start). What they gave is a file below
-``--cache`` per batch and seed, so that the same command goes on where it was stopped; other candidates begin it anew,
-since seconds are compared only within one process.
+candidate, one after another in this process, with several seeds (of the noise and of the start). What they gave is a
+file below ``--cache`` per batch and seed, so that the same command goes on where it was stopped; other candidates begin
+it anew, since seconds are compared only within one process.
 
 Work is counted at the generator itself: an image made with a gradient 1, without 1/3; whatever layer it is made from.
 Advancing a point to a deeper layer, four times per solve, is not counted. Seconds are those of all of ``solve``.
