@@ -43,6 +43,15 @@ def _number(name: str, value: Any, *, positive: bool = False, finite: bool = Fal
         raise ScheduleError(f"{name}={value}: expected a {kind} {'greater than' if positive else 'at least'} 0")
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _is_mse(data_fit: Mapping[str, Any]) -> bool:
+    """Whether the mean squared error is all that is minimised."""
+    return {name: weight for name, weight in data_fit.items() if weight} == {"mse": 1}
+
+
 def _count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ScheduleError(f"{name}={value}: expected a whole number, 0 or more")
@@ -134,11 +143,6 @@ class Stage:
         if not weighed:
             raise ScheduleError(
                 f"method.data_fit={dict(self.data_fit)}: nothing is minimised; use method.data_fit.mse=1"
-            )
-        if self.enough is not None and weighed != {"mse": 1}:
-            raise ScheduleError(
-                f"method.data_fit={weighed}: how large the noise is says when the mean squared error is small enough, "
-                "and nothing about other terms; use method.data_fit={mse: 1} or method.stop=null"
             )
         if self.sigma and weighed != {"mse": 1}:
             raise ScheduleError(
@@ -505,8 +509,8 @@ class Method:
             refit_lr: peak of their cosine ramp.
             anchor: weight of the distance to that image, in units of how far the candidates are from each other, beside
                 the data fit, in units of what was held out.
-            stop: ``discrepancy``: an image is left as it is once its mean squared error is that of the noise (Morozov);
-                null: all steps are taken.
+            stop: ``discrepancy``: an image is left as it is once its mean squared error is that of the noise (Morozov),
+                where nothing else is minimised; null: all steps are taken.
             noise_level: standard deviation of the noise, in units of y; null: unknown, nothing stops.
 
         Raises:
@@ -549,8 +553,11 @@ class Method:
             steps, range_steps = _spread(evaluations, steps, range_steps, searches, copies)
         if stop is not None:
             _choice("method.stop", stop, STOPS)
-        if noise_level is not None:
-            _number("method.noise_level", noise_level, finite=True)
+        if noise_level is not None and not _is_finite(noise_level):
+            raise ScheduleError(
+                f"method.noise_level={noise_level}, which is task.noise.sigma={noise_level} unless given: expected a "
+                "finite number at least 0"
+            )
         enough = noise_level**2 if stop and noise_level else None
         _choice("method.radius_mode", radius_mode, RADIUS_MODES)
         if "activation" in (radii or {}):
@@ -601,7 +608,7 @@ class Method:
                 sigma=sigma,
                 jitter=jitter,
                 bm3d=bm3d,
-                enough=enough,
+                enough=enough if _is_mse({name: values[i] for name, values in per_stage_fits.items()}) else None,
                 **{field_name: values[i] for field_name, values in columns.items()},
             )
             for i, layer in enumerate(layers)
@@ -653,7 +660,8 @@ def _spread(evaluations: Any, steps: Sequence[Any], range_steps: Any, searches: 
         raise ScheduleError(
             f"method.evaluations={evaluations}: expected at least {max(stages + searches, 1) * restarts}, "
             f"one for each of {stages} stages{f' and {searches} searches' if searches else ''}"
-            f"{f' of {restarts} restarts' if restarts > 1 else ''}; or null to take method.steps as they are"
+            f"{f' of {restarts} copies (restarts × candidates)' if restarts > 1 else ''}; "
+            "or null to take method.steps as they are"
         )
     most = (budget - stages) // searches if searches else 0
     search = min(max(1, budget * range_steps // total), most) if searches else range_steps

@@ -329,7 +329,7 @@ def solve(
             held_out=held.select(every) if held is not None and method.rank == "held_out" else None,
         )
     except (RuntimeError, MemoryError) as error:
-        raise SolveError(_describe(error, 0, method.steps, len(names)), None) from error
+        raise SolveError(_describe(error, 0, method, images), None) from error
     fits = _Fits(method, trainer or {}, callbacks, loggers, log_every, display or QuietDisplay())
     first = fits.run(
         problem,
@@ -349,7 +349,7 @@ def solve(
     reconstruction = _reconstruction(generator, method, names, seed, info or {}, first, selection, again)
     if broken is not None:
         done = len(first.course) + (len(again.course) if again else 0)
-        raise SolveError(_describe(broken, done, method.steps, len(names)), reconstruction) from broken
+        raise SolveError(_describe(broken, done, method, images), reconstruction) from broken
     assert reconstruction is not None
     return reconstruction
 
@@ -577,13 +577,14 @@ def _fault(course: Tensor, stages: Sequence[int]) -> dict[str, str]:
     }
 
 
-def _describe(error: Exception, step: int, steps: int, images: int) -> str:
+def _describe(error: Exception, step: int, method: Method, images: int) -> str:
     """One line on what broke the optimisation off, and what may help."""
     first_line = next(iter(str(error).strip().splitlines()), "")
-    message = f"broken off at step {step + 1} of {steps}: {type(error).__name__}: {first_line}"
+    message = f"broken off at step {step + 1} of {method.steps}: {type(error).__name__}: {first_line}"
     memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or re.search(
         r"out of memory|can't allocate memory|not enough memory|bad_alloc", str(error), re.IGNORECASE
     )
     if memory:
-        message += f"; out of memory with {images} images at once: lower data.batch_size, in another folder"
+        copies = f", {method.copies} copies of each" if method.copies > 1 else ""
+        message += f"; out of memory with {images} images{copies} at once: lower data.batch_size, in another folder"
     return message

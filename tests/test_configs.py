@@ -131,8 +131,24 @@ def test_launchers_compose(monkeypatch: pytest.MonkeyPatch):
             assert ("/shared/ilo.sif" in str(settings["setup"])) == (launcher == "slurm_container")
 
 
-def test_methods_have_equal_budgets():
-    """ilo and csgm are compared at equal numbers of generator evaluations, as shipped."""
+@pytest.mark.parametrize("budget", [100, 399, 400])
+def test_methods_have_equal_budgets(budget: int):
+    """ilo, copies and refit together, and csgm are compared at equal numbers of generator evaluations."""
     with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
-        ilo, csgm = (build(compose("config", overrides=[f"method={name}"])).method for name in ("ilo", "csgm"))
-    assert ilo.schedule.steps == csgm.schedule.steps
+        ilo, csgm = (
+            build(compose("config", overrides=[f"method={name}", f"method.evaluations={budget}"])).method
+            for name in ("ilo", "csgm")
+        )
+    assert csgm.evaluations == budget and budget - ilo.copies < ilo.evaluations <= budget
+    assert ilo.copies == 4 and ilo.refit is not None and ilo.refit.steps == budget * 20 // 372
+
+
+def test_the_default_takes_a_third_of_what_was_published():
+    with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
+        default, published = (
+            build(compose("config", overrides=overrides)).method
+            for overrides in ([], ["method.radius=0.1", "method.steps=300"])
+        )
+    assert default.selects and published.evaluations == 1200
+    # Last looks, and at every copy one without a gradient.
+    assert 3 * (default.evaluations + default.copies + default.copies / 3 + 1) <= published.evaluations

@@ -75,7 +75,13 @@ def test_a_full_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 def test_an_experiment_draws_its_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """One command: the points of both grids, tables, and a picture per problem with all methods side by side."""
     folder = tmp_path / "figure1"
-    arguments = ["experiment=figure1_inpainting", "method=csgm_mse,ilo", "method.evaluations=8", "trainer=cpu"]
+    arguments = [
+        "experiment=figure1_inpainting",
+        "method=csgm_mse,ilo",
+        "method.radius=0.1",
+        "method.evaluations=8",
+        "trainer=cpu",
+    ]
     assert main([*arguments, f"hydra.sweep.dir={folder}"]) == 0
     assert f"report: {folder / 'report' / 'index.html'}" in capsys.readouterr().out
     runs = [json.loads(path.read_text().splitlines()[0]) for path in folder.glob("*/results.jsonl")]

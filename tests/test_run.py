@@ -27,7 +27,10 @@ from ilo_lightning.solution import Solution, SolutionError
 from ilo_lightning.sweeps.lease import Lease
 from tests.networks import small_stylegan2
 
-ILO = ["method.layers=[0,1,2]", "method.steps=[4,3,5]", "method.lr=[0.1,0.05,0.05]"]
+ILO = ["method.layers=[0,1,2]", "method.steps=[4,3,5]", "method.lr=[0.1,0.05,0.05]", "method.radius=0.05"]
+"""A single path."""
+AUTO = ["method.radius=auto", "method.refit_steps=4"]
+"""After those."""
 CSGM = ["method@baseline=csgm", "baseline.steps=[12]"]
 
 
