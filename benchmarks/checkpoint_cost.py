@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--override", nargs="*", default=[], help="further settings, as for run.py")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    setting = setting_of("trainer=cpu", "task=inpainting", "method=ilo", *arguments.override)
+    setting = setting_of("trainer=cpu", "task=inpainting", "method=ilo", "method.radius=0.05", *arguments.override)
     generator, operator, method = setting.generator, setting.operator, setting.method
     every = arguments.every or setting.checkpoint_every_seconds
     rngs = [torch.Generator().manual_seed(i) for i in range(arguments.batch)]

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    setting = setting_of("trainer=cpu", "task=inpainting", "method=ilo")
+    setting = setting_of("trainer=cpu", "task=inpainting", "method=ilo", "method.radius=0.05")
     generator, operator, method = setting.generator, setting.operator, setting.method
     rngs = [torch.Generator().manual_seed(i) for i in range(arguments.batch)]
     with torch.no_grad():

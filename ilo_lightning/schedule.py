@@ -543,6 +543,9 @@ class Method:
         copies = _count("method.restarts", restarts) * max(len(candidates), 1)
         refits = refit and select is not None and copies > 1
         _count("method.refit_steps", refit_steps)
+        _number("method.refit_lr", refit_lr, positive=True, finite=True)
+        if not isinstance(refit, bool):
+            raise ScheduleError(f"method.refit={refit}: expected true or false")
         if evaluations is not None:
             kept = [i for i, value in enumerate(steps) if value]
             searches = _searches([layers[i] for i in kept], [center[i] for i in kept])

@@ -23,6 +23,10 @@ from .schedule import Method, ScheduleError
 RIDGE = 0.3
 """Pulls the weights of a mean towards equal ones, in units of the candidates' mean squared error there."""
 ITERATIONS = 500
+ALONE = (
+    "only one measurement is made of an image, and none can be held out; give method.radius a number, and use "
+    "method.restarts=1"
+)
 
 
 def check_selection(method: Method, operator: ForwardOperator) -> None:
@@ -31,7 +35,12 @@ def check_selection(method: Method, operator: ForwardOperator) -> None:
     Raises:
         ScheduleError: naming the remedy.
     """
-    if method.selects and not operator.can_hold_out:
+    if not method.selects:
+        return
+    weight = operator.weight.cpu().expand(1, *operator.output_shape)
+    if int(_observed(weight).sum()) < 2:
+        raise ScheduleError(f"method.select={method.select}: {ALONE}")
+    if not operator.can_hold_out:
         raise ScheduleError(
             f"method.select={method.select}: what {type(operator).__name__} gives can't be split into a part to fit "
             "and a part to choose by; give method.radius a number, and use method.restarts=1 or method.select=null"
@@ -62,24 +71,24 @@ def hold_out(
         ScheduleError: if only one entry of an image was observed.
     """
     weight = measurement.weight.expand_as(measurement.y)
-    pixels = weight.ndim == 4
     chosen = []
-    for key, each in zip(keys, weight.cpu(), strict=True):
-        observed = (each.amax(dim=0) if pixels else each) > 0
+    for key, observed in zip(keys, _observed(weight.cpu()), strict=True):
         places = observed.flatten().nonzero().flatten()
         if len(places) < 2:
-            raise ScheduleError(
-                "method.select: only one measurement was made of an image, and none can be held out; give "
-                "method.radius a number, and use method.restarts=1"
-            )
+            raise ScheduleError(f"method.select: {ALONE}")
         count = min(max(1, round(fraction * len(places))), len(places) - 1)
         order = torch.randperm(len(places), generator=generator_for(seed, key, "held out"))
         mask = torch.zeros(observed.numel(), dtype=torch.bool)
         mask[places[order[:count]]] = True
         chosen.append(mask.view(observed.shape))
     held = torch.stack(chosen).to(weight.device)
-    held = held.unsqueeze(1) if pixels else held
+    held = held.unsqueeze(1) if weight.ndim == 4 else held
     return replace(measurement, weight=weight * ~held), replace(measurement, weight=weight * held)
+
+
+def _observed(weight: Tensor) -> Tensor:
+    """Which entries were observed; of pictures ``(B, C, H, W)``, which pixels."""
+    return (weight.amax(dim=1) if weight.ndim == 4 else weight) > 0
 
 
 def one_of(predictions: Tensor, held: Measurement) -> Tensor:

@@ -307,7 +307,12 @@ def solve(
     if method.rank == "truth" and truth is None:
         raise ScheduleError("method.rank=truth: the true images aren't known here; use method.rank=data_fit")
     images, copies = len(keys), method.copies
-    fitted, held = hold_out(measurement, keys, seed, method.held_out) if method.selects else (measurement, None)
+    fitted, held = measurement, None
+    if method.selects:
+        try:
+            fitted, held = hold_out(measurement, keys, seed, method.held_out)
+        except ScheduleError as error:  # where y has masks of its own
+            raise SolveError(str(error), None) from error
     # Copies of one image next to each other, each with its own randomness.
     every = [image for image in range(images) for _ in range(copies)]
     names = [f"{key}#{n}" if n else key for key in keys for n in range(copies)]
@@ -339,9 +344,10 @@ def solve(
     selection, again = None, None
     if held is not None and first.broken is None:
         try:
-            selection = _Selection.make(generator, operator, held, method, first)
+            last = data_fit[-1] if isinstance(data_fit, Sequence) else data_fit
+            selection = _Selection.make(generator, operator, measurement, held, method, last, first)
             if method.refit is not None:
-                problem = selection.problem(generator, operator, measurement, method, data_fit, keys, seed)
+                problem = selection.problem(generator, operator, measurement, method, last, keys, seed)
                 again = fits.run(problem, BestIterate("loss"), checkpoint, first)
         except (RuntimeError, MemoryError) as error:
             first.broken = error
@@ -429,19 +435,27 @@ class _Fits:
 
 @dataclass(frozen=True)
 class _Selection:
-    """What became of the copies of each image: weights ``(B, K)``, the point that is their mean, its mean squared error
-    on what was held out ``(B,)``, and what holds the refit there."""
+    """What became of the copies of each image: weights ``(B, K)``, the point that is their mean, its data fit, the mean
+    squared error of the mean of their images on what was held out ``(B,)``, and what holds the refit there."""
 
     how: str
     weights: Tensor
     point: LatentPoint
+    fit: Tensor
     residual: Tensor
     anchor: Callable[[Tensor], Tensor]
 
     @classmethod
     @torch.no_grad()
     def make(
-        cls, generator: LayeredGenerator, operator: ForwardOperator, held: Measurement, method: Method, fit: _Fit
+        cls,
+        generator: LayeredGenerator,
+        operator: ForwardOperator,
+        measurement: Measurement,
+        held: Measurement,
+        method: Method,
+        data_fit: DataFit,
+        fit: _Fit,
     ) -> _Selection:
         """Decode the copies' points at the generator's deepest layer, and compare what they predict."""
         deepest = generator.num_layers - 1
@@ -457,7 +471,8 @@ class _Selection:
         mean = combine(points, weights)
         predicted = torch.einsum("bk,bkn->bn", weights, predictions.flatten(2)).view_as(held.y)
         residual = mean_squared_error(predicted, held)
-        return cls(way, weights, mean, residual, anchor(pictures, weights, residual, method.anchor))
+        own = data_fit(operator(generator(mean)), measurement.to(pictures.device))
+        return cls(way, weights, mean, own, residual, anchor(pictures, weights, residual, method.anchor))
 
     def problem(
         self,
@@ -465,7 +480,7 @@ class _Selection:
         operator: ForwardOperator,
         measurement: Measurement,
         method: Method,
-        data_fit: DataFit | Sequence[DataFit],
+        data_fit: DataFit,
         keys: Sequence[str],
         seed: int,
     ) -> InverseProblem:
@@ -477,7 +492,7 @@ class _Selection:
             measurement,
             Schedule((replace(method.refit, layer=self.point.layer),)),
             self.point,
-            data_fit[-1] if isinstance(data_fit, Sequence) else data_fit,
+            data_fit,
             draws=lambda *purpose: [generator_for(seed, key, "refit", *purpose) for key in keys],
             anchor=self.anchor,
         )
@@ -520,8 +535,8 @@ def _reconstruction(
     final = [points[i] for i in chosen]
     fit, course = fits[chosen], first.course[:, chosen]
     if selection is not None:
-        evaluations += -(-copies // 3)  # a look at every copy without a gradient, a third of an evaluation each
-        final = [selection.point.select([i]) for i in range(images)]
+        evaluations += -(-(copies + 1) // 3)  # looks without a gradient, a third of an evaluation each
+        final, fit = [selection.point.select([i]) for i in range(images)], selection.fit.cpu()
     if again is not None and again.best.fit is not None:
         final, fit = again.best.points, again.best.fit.cpu()
         strip, course = strip + again.strip, torch.cat([course, again.course])

