@@ -154,6 +154,20 @@ def test_a_finished_run_is_not_repeated(checkpoint: Path, pictures: Path, tmp_pa
     assert (tmp_path / "results.jsonl").read_text() == before
 
 
+def test_the_default_chooses_and_says_what(checkpoint: Path, pictures: Path, tmp_path: Path):
+    """Radii by held-out measurements: what was chosen is in the results, and what was saved is what is shown."""
+    assert main(arguments(checkpoint, pictures, tmp_path, *AUTO, "task.fraction=0.3")) == 0
+    for row in rows_of(tmp_path):
+        chosen = row["selection"]
+        assert chosen["how"] == "stacking" and chosen["radii"] == [0.05, 0.15, 0.4, 1]
+        assert sum(chosen["weights"]) == pytest.approx(1, abs=1e-3) and chosen["held_out_residual"] > 0
+        assert [stage["layer"] for stage in row["stages"]] == [0, 1, 2, chosen["layer"]]
+        assert row["evaluations"] == 4 * 13 + 2 + 5
+        solution = Solution.load(tmp_path / row["folder"] / "solution.safetensors")
+        assert solution.point.layer == chosen["layer"] and len(solution.history) == 12 + 4
+    assert not list((tmp_path / "batches").glob("*.ckpt"))
+
+
 def test_a_folder_is_not_continued_with_other_settings(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
     assert main(arguments(checkpoint, pictures, tmp_path, "data.limit=1")) == 0
     assert main(arguments(checkpoint, pictures, tmp_path, "data.limit=1", "method.radius=0.3")) == 2
@@ -176,7 +190,7 @@ def test_the_same_pictures_elsewhere_are_the_same_run(checkpoint: Path, pictures
     assert main(arguments(checkpoint, tmp_path / "moved", tmp_path / "run", "data.limit=1")) == 0
 
 
-LONG = ["method.steps=[60,60,60]", "checkpoint_every_seconds=0.05"]
+LONG = ["method.radius=auto", "method.steps=[60,60,60]", "method.refit_steps=100", "checkpoint_every_seconds=0.05"]
 
 
 @pytest.fixture(scope="module")
@@ -186,14 +200,18 @@ def uninterrupted(checkpoint: Path, pictures: Path, tmp_path_factory: pytest.Tem
     return comparable(rows_of(folder))
 
 
-@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda kill: kill.name)
+@pytest.mark.parametrize(
+    ("kill", "part"),
+    [(signal.SIGINT, "-search"), (signal.SIGTERM, ""), (signal.SIGKILL, "-search"), (signal.SIGKILL, "")],
+    ids=["SIGINT", "SIGTERM in the refit", "SIGKILL", "SIGKILL in the refit"],
+)
 def test_a_stopped_process_goes_on_where_it_was(
-    kill: signal.Signals, checkpoint: Path, pictures: Path, tmp_path: Path, uninterrupted: list[dict]
+    kill: signal.Signals, part: str, checkpoint: Path, pictures: Path, tmp_path: Path, uninterrupted: list[dict]
 ):
-    """The real command in a real process, killed during the second batch's optimisation."""
+    """The real command in a real process, killed during the second batch's search or refit."""
     command = [sys.executable, "-m", "ilo_lightning.cli", "solve", *arguments(checkpoint, pictures, tmp_path, *LONG)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    second = tmp_path / "batches" / "0001-ilo.ckpt"
+    second = tmp_path / "batches" / f"0001-ilo{part}.ckpt"
     while not second.exists() and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(kill)

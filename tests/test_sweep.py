@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import wandb
 
+from ilo_lightning import __version__
 from ilo_lightning.cli import main as cli
 from ilo_lightning.main import main
 from tests.test_run import arguments, comparable, rows_of
@@ -183,7 +184,7 @@ def test_points_of_another_version_are_not_mixed_in(checkpoint: Path, pictures: 
     before = times(tmp_path)
     assert main(command) == 3
     errors = capsys.readouterr().err
-    assert "1 points were made by ilo-lightning 0.0.0.1.0" in errors and "force=true" in errors
+    assert f"1 points were made by ilo-lightning 0.0.{__version__}" in errors and "force=true" in errors
     assert times(tmp_path) == before
     assert "made by ilo-lightning 0.0." in status(tmp_path, capsys)[1]
     # Without its status, the point itself says so.
@@ -318,7 +319,10 @@ def test_a_sweep_that_can_t_begin(
             "experiment=sweep_radius: sweeps over task.fraction, method.radius itself, so it can't be one value among "
             "others; give each such experiment a command of its own",
         ),
-        (["experiment=mnist,sweep_noise"], "experiment=sweep_noise: sweeps over method, task.noise.sigma itself"),
+        (
+            ["experiment=mnist,sweep_noise"],
+            "experiment=sweep_noise: sweeps over method, method.evaluations, task.noise.sigma itself",
+        ),
         (
             ["hydra/launcher=slurm_container", "seed=0,1"],
             "hydra/launcher=slurm_container: the environment variable ILO_IMAGE is not set; ILO_IMAGE=… before the",
