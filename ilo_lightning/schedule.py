@@ -549,11 +549,13 @@ class Method:
         if evaluations is not None:
             kept = [i for i, value in enumerate(steps) if value]
             searches = _searches([layers[i] for i in kept], [center[i] for i in kept])
-            if refits:  # its share
+            share = 0
+            if refits:
                 given = copies * (sum(steps) + searches * range_steps) + refit_steps
-                refit_steps = _count("method.evaluations", evaluations) * refit_steps // max(given, 1)
-                evaluations -= refit_steps
-            steps, range_steps = _spread(evaluations, steps, range_steps, searches, copies)
+                share = _count("method.evaluations", evaluations) * refit_steps // max(given, 1)
+            steps, range_steps = _spread(evaluations, share, steps, range_steps, searches, copies)
+            if refits:  # with what can't be shared out evenly
+                refit_steps = evaluations - copies * (sum(steps) + searches * range_steps)
         if stop is not None:
             _choice("method.stop", stop, STOPS)
         if noise_level is not None and not _is_finite(noise_level):
@@ -651,19 +653,22 @@ def _searches(layers: Sequence[int], centers: Sequence[str]) -> int:
     )
 
 
-def _spread(evaluations: Any, steps: Sequence[Any], range_steps: Any, searches: int, restarts: Any) -> tuple[list, int]:
-    """Steps per stage, and of a search, that take so many evaluations, in the proportions of those given."""
+def _spread(
+    evaluations: Any, refit: int, steps: Sequence[Any], range_steps: Any, searches: int, copies: int
+) -> tuple[list, int]:
+    """Steps per stage, and of a search, that take so many evaluations, without those of a refit and all copies
+    together, in the proportions of those given."""
     for name, values in (("method.steps", steps), ("method.range_steps", [range_steps])):
         for value in values:
             _count(name, value)
-    budget = _count("method.evaluations", evaluations) // max(_count("method.restarts", restarts), 1)
+    budget = (_count("method.evaluations", evaluations) - refit) // max(copies, 1)
     stages = sum(value > 0 for value in steps)
     total = sum(steps) + searches * range_steps
     if not stages or budget < stages + searches:
         raise ScheduleError(
-            f"method.evaluations={evaluations}: expected at least {max(stages + searches, 1) * restarts}, "
+            f"method.evaluations={evaluations}: expected at least {max(stages + searches, 1) * copies}, "
             f"one for each of {stages} stages{f' and {searches} searches' if searches else ''}"
-            f"{f' of {restarts} copies (restarts × candidates)' if restarts > 1 else ''}; "
+            f"{f' of {copies} copies (restarts × candidates)' if copies > 1 else ''}; "
             "or null to take method.steps as they are"
         )
     most = (budget - stages) // searches if searches else 0

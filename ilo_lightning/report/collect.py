@@ -123,6 +123,7 @@ def _records(point: Point, number: int) -> Iterator[Row]:
                     "method": outcome.get("method"),
                     "metrics": outcome["metrics"],
                     **{name: outcome.get(name) for name in ("data_fit", "found", "evaluations", "seconds")},
+                    "held_out_residual": (outcome.get("selection") or {}).get("held_out_residual"),
                     **stages,
                     "optimised": ",".join(outcome.get("optimised") or []) or None,
                     "fault": outcome.get("fault") or row.get("fault"),
@@ -154,7 +155,7 @@ def _schema() -> dict[str, Any]:
     names = {
         pl.Boolean(): ("found",),
         whole: ("number", "index", "seed", "operator_seed", "batch", "batch_size"),
-        number: ("data_fit", "evaluations", "seconds"),
+        number: ("data_fit", "held_out_residual", "evaluations", "seconds"),
         text: ("task", "method", "role", "image", "digest", "code", "version", "commit", "torch", "python", "machine",
                "threads", "finished", "protocol", "folder", "error", "fault", "optimised"),
     }  # fmt: skip
@@ -278,7 +279,7 @@ def table(collection: Collection, all_settings: bool = False) -> pl.DataFrame:
     points = pl.DataFrame(records, schema={"number": pl.Int64(), **text, **kinds}, strict=False)
     joined = collection.rows.join(points, on=["number", "role"], how="left", maintain_order="left")
     first = ["sweep", "point", "state", "task", "method", "role", "image", *chosen, *collection.metrics]
-    first += ["data_fit", "found", "evaluations", "seconds", "seed"]
+    first += ["data_fit", "held_out_residual", "found", "evaluations", "seconds", "seed"]
     last = ["optimised", "protocol", "folder", "error", "fault", "point_error"]
     middle = [name for name in joined.columns if name not in (*first, *last, "number")]
     return joined.select(*first, *middle, *last)

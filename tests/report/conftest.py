@@ -18,7 +18,7 @@ def finished_sweep(checkpoint: Path, pictures: Path, tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("sweep")
     arguments = ["-m", "generator=stylegan2", f"generator.checkpoint={checkpoint}", f"data.path={pictures}"]
     arguments += ["data.batch_size=2", "trainer=cpu", "task=compressed_sensing", "task.fraction=0.2,0.5"]
-    arguments += ["method.layers=[0,1]", "method.steps=[3,2]", "method.lr=[0.1,0.1]"]
+    arguments += ["method.layers=[0,1]", "method.steps=[3,2]", "method.lr=[0.1,0.1]", "method.radius=0.05"]
     arguments += ["method@baseline=csgm", "baseline.steps=[5]", f"hydra.sweep.dir={folder}"]
     assert main(arguments) == 0
     return folder

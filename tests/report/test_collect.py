@@ -86,6 +86,19 @@ def test_a_row_per_image_point_and_method(finished_sweep: Path):
                 assert entry["stages.0.psnr"] == outcome["stages"][0]["psnr"]
 
 
+def test_what_was_held_out_is_a_column(made_up: Path):
+    """Of the method that chose by it; the baseline beside it held nothing out."""
+    path = next(made_up.glob("*/results.jsonl"))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    selection = {"how": "stacking", "radii": [0.1, 1], "weights": [0.5, 0.5], "steps": [3, 2], "layer": 4}
+    rows[0]["selection"] = {**selection, "held_out_residual": 0.25}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    frame = table(collect([made_up]))
+    found = frame.filter(point=path.parent.name, image=rows[0]["image"])
+    assert dict(zip(found["role"], found["held_out_residual"], strict=True)) == {"method": 0.25, "baseline": None}
+    assert frame["held_out_residual"].drop_nulls().to_list() == [0.25]
+
+
 def test_made_up_sweeps_are_like_real_ones(finished_sweep: Path, made_up: Path):
     real, invented = raw_rows(finished_sweep)[0], raw_rows(made_up)[0]
     for row in (real, invented):
