@@ -168,7 +168,6 @@ def _config(fraction: float, sigma: float, radius: float, seed: int, baseline: b
                 "measurements": None,
                 "seed": 0,
             },
-            "radius": 0.15,
         },
         "generator": {
             "_target_": "ilo_lightning.generators.checkpoints.load_generator",
@@ -225,4 +224,13 @@ def _method(name: str, layers: list[int], radius: float | None) -> dict[str, Any
         "burn_in": 0,
         "data_fit": {"mse": 1, "perceptual": 0, "dead_zone": 0, "cross_entropy": 0},
         "dead_zone": 0.1,
+        "candidates": [0.05, 0.15, 0.4, 1],
+        "select": "stacking" if name == "ilo" else None,
+        "held_out": 0.1,
+        "refit": True,
+        "refit_steps": 20,
+        "refit_lr": 0.05,
+        "anchor": 0.1,
+        "stop": "discrepancy" if name == "ilo" else None,
+        "noise_level": 0.0,
     }
