@@ -175,6 +175,10 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
     fit = OmegaConf.select(config, "task.fit") if isinstance(config.task, DictConfig) else None
     if fit is not None and not isinstance(fit, DictConfig):
         raise RunError(f"task.fit={fit}: expected a weight per term, such as {{mse: 1, cross_entropy: 0}}")
+    if isinstance(config.task, DictConfig):  # methods ask it for its noise
+        noise = OmegaConf.select(config, "task.noise")
+        if not isinstance(noise, DictConfig):
+            raise RunError(f"task.noise={noise}: a task needs one; see conf/task")
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     for name in SECTIONS:
         if not isinstance(config[name], DictConfig):
