@@ -32,6 +32,10 @@ DATA_FITS = ("mse", "perceptual", "dead_zone", "cross_entropy")
 """The terms of a method's data fit."""
 
 
+MOST = 10**9
+"""Of what is counted: steps, evaluations."""
+
+
 class ScheduleError(ValueError):
     """A schedule that can't be run; the message names the field, its value and the remedy."""
 
@@ -55,6 +59,8 @@ def _is_mse(data_fit: Mapping[str, Any]) -> bool:
 def _count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ScheduleError(f"{name}={value}: expected a whole number, 0 or more")
+    if value > MOST:
+        raise ScheduleError(f"{name}={value}: expected a whole number up to {MOST}, which would take years")
     return value
 
 
