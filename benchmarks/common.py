@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -119,9 +120,9 @@ def publish(benchmark: str, rows: Iterable[Row], path: Path | None, limits: Iter
             "versions": identity.versions(),
             "commit": identity.commit(),
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "rows": rows,
+            "rows": [{**entry, "value": None} if math.isnan(entry["value"]) else entry for entry in rows],
             "limits": verdicts,
         }
-        write_atomically(path, json.dumps(record, indent=1) + "\n")
+        write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
     if not all(verdict["kept"] for verdict in verdicts):
         sys.exit(1)

@@ -8,6 +8,9 @@ automatic ILO and ILO with each of several fixed radii. Each result of a method 
 the same command goes on where it was stopped. ``--only`` and ``--cells`` do a part of the work (finish the screen
 before the images, since it chooses the three), and the table is of all that is there.
 
+Baselines are the methods that minimise the squared error with the generator. Left out: perceptual losses, which need a
+picture as y; Langevin dynamics, whose samples are no estimate; and what has no generator.
+
 Rows per case ``<task>/<level>``:
 
 - ``psnr_<method>``: mean over images; ``psnr_ilo_fixed@0.1``: the paper's single path with that radius.
@@ -201,7 +204,7 @@ def main() -> None:
     if arguments.only in (None, "images"):
         if not best:
             raise SystemExit("no cell is screened with all baselines; run --only screen first")
-        images.run(arguments.cells, [AUTOMATIC, *best, *WITH_RADIUS])
+        images.run(arguments.cells, list(dict.fromkeys([AUTOMATIC, *best, *WITH_RADIUS])))
     rows = [row("screen", f"psnr_{method}", value, "dB") for method, value in means.items()]
     rows += table(images.stored(CELLS, [AUTOMATIC, *best, *WITH_RADIUS]), best)
     if not rows:

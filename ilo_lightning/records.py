@@ -81,7 +81,11 @@ def write_image(
             "method": method.name,
             "metrics": scores,
             **{name: solution.info[name] for name in ("data_fit", "evaluations", "seconds")},
-            **{name: solution.info[name] for name in ("found", "restart", "selection") if name in solution.info},
+            **{
+                name: solution.info[name]
+                for name in ("found", "restart", "radius", "selection")
+                if name in solution.info
+            },
             "stages": stages,
         }
         if reconstruction.posterior is not None:

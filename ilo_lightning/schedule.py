@@ -547,8 +547,10 @@ class Method:
             raise ScheduleError(f"method.candidates={candidates}: expected a list of radii, such as [0.05,0.15,0.4,1]")
         candidates = tuple(candidates) if automatic else ()
         copies = _count("method.restarts", restarts) * max(len(candidates), 1)
-        refits = refit and select is not None and copies > 1
-        _count("method.refit_steps", refit_steps)
+        for name, given in (("steps", steps), ("range_steps", [range_steps]), ("refit_steps", [refit_steps])):
+            for value in given:
+                _count(f"method.{name}", value)
+        refits = refit and refit_steps > 0 and select is not None and copies > 1
         _number("method.refit_lr", refit_lr, positive=True, finite=True)
         if not isinstance(refit, bool):
             raise ScheduleError(f"method.refit={refit}: expected true or false")
@@ -569,7 +571,7 @@ class Method:
                 f"method.noise_level={noise_level}, which is task.noise.sigma={noise_level} unless given: expected a "
                 "finite number at least 0"
             )
-        enough = noise_level**2 if stop and noise_level else None
+        enough = noise_level**2 if stop and noise_level and keep != "samples" else None
         _choice("method.radius_mode", radius_mode, RADIUS_MODES)
         if "activation" in (radii or {}):
             raise ScheduleError("method.radii.activation: give the activation's radius as method.radius")
@@ -603,6 +605,11 @@ class Method:
             )
         }  # fmt: skip
         columns["free"] = _free_per_stage(free, count)
+        alone = {
+            i for i in range(count)
+            if _is_mse({name: values[i] for name, values in per_stage_fits.items()})
+            and not any(values[i] for values in per_stage_penalties.values())
+        }  # fmt: skip
         stages = tuple(
             Stage(
                 layer=layer,
@@ -619,17 +626,19 @@ class Method:
                 sigma=sigma,
                 jitter=jitter,
                 bm3d=bm3d,
-                enough=enough if _is_mse({name: values[i] for name, values in per_stage_fits.items()}) else None,
+                enough=enough if i in alone else None,
                 **{field_name: values[i] for field_name, values in columns.items()},
             )
             for i, layer in enumerate(layers)
         )
         schedule = Schedule(stages)
         last = schedule.stages[-1]
+        free_again = tuple(dict.fromkeys((*last.free, "activation", "rgb")))  # the last stage's may have ended above
         again = replace(
-            last, steps=refit_steps, lr=refit_lr, radii={}, auto=(), optimizer="adam", ramp="cosine", center="previous",
-            reset=(), penalties={}, enough=None, space=None, jitter=0.0, bm3d=None, floor=0.0, sigma=None,
-        ) if refits and refit_steps else None  # fmt: skip
+            last, free=free_again, steps=refit_steps, lr=refit_lr, radii={}, auto=(), optimizer="adam", ramp="cosine",
+            center="previous", reset=(), penalties={}, enough=None, space=None, jitter=0.0, bm3d=None, floor=0.0,
+            sigma=None,
+        ) if refits else None  # fmt: skip
         return cls(
             name=name,
             schedule=schedule,

@@ -23,6 +23,8 @@ from .schedule import Method, ScheduleError
 RIDGE = 0.3
 """Pulls the weights of a mean towards equal ones, in units of the candidates' mean squared error there."""
 ITERATIONS = 500
+SAME = 1e-10
+"""Mean squared difference, of pixels in [-1, 1], below which images are the same."""
 ALONE = (
     "only one measurement is made of an image, and none can be held out; give method.radius a number, and use "
     "method.restarts=1"
@@ -158,7 +160,10 @@ def anchor(images: Tensor, weights: Tensor, residual: Tensor, strength: float) -
     finite = images.flatten(2).isfinite().all(dim=2)
     squares = (images - mean[:, None]).flatten(2).square().mean(dim=2)
     spread = torch.where(finite, squares, 0.0).sum(dim=1) / finite.sum(dim=1).clamp_min(1)
-    scale = strength * residual / spread.clamp_min(torch.finfo(spread.dtype).tiny)
+    # Of candidates that are all the same, or all not finite, the mean says nothing.
+    known = residual.isfinite() & (spread > SAME)
+    scale = torch.where(known, strength * residual / torch.where(known, spread, 1.0), 0.0)
+    mean = torch.where(known[:, None, None, None], mean, 0.0)
 
     def distance(image: Tensor) -> Tensor:
         return scale.to(image.device) * (image - mean.to(image.device)).square().flatten(1).mean(dim=1)

@@ -82,6 +82,8 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
         ScheduleError: for layers, spaces and variables that the generator doesn't have.
     """
     name, stages = type(generator).__name__, method.schedule.stages
+    if method.selects and method.refit is not None:
+        stages = (*stages, replace(method.refit, layer=generator.num_layers - 1))
     if method.space is not None and method.space not in generator.spaces:
         raise ScheduleError(f"method.space={method.space}: {name} has {', '.join(generator.spaces)}")
     for stage in stages:
@@ -343,14 +345,16 @@ def solve(
     )
     selection, again = None, None
     if held is not None and first.broken is None:
+        refit = None
         try:
             last = data_fit[-1] if isinstance(data_fit, Sequence) else data_fit
             selection = _Selection.make(generator, operator, measurement, held, method, last, first)
             if method.refit is not None:
-                problem = selection.problem(generator, operator, measurement, method, last, keys, seed)
-                again = fits.run(problem, BestIterate("loss"), checkpoint, first)
-        except (RuntimeError, MemoryError) as error:
+                refit = selection.problem(generator, operator, measurement, method, last, keys, seed)
+        except Exception as error:  # whatever a user's own module raises: the search isn't lost
             first.broken = error
+        if refit is not None:
+            again = fits.run(refit, BestIterate("loss"), checkpoint, first)
     broken = first.broken or (again.broken if again else None)
     reconstruction = _reconstruction(generator, method, names, seed, info or {}, first, selection, again)
     if broken is not None:
@@ -469,8 +473,9 @@ class _Selection:
         assert way is not None
         weights = (mean_of if way == "stacking" else one_of)(predictions, held)
         mean = combine(points, weights)
-        predicted = torch.einsum("bk,bkn->bn", weights, predictions.flatten(2)).view_as(held.y)
-        residual = mean_squared_error(predicted, held)
+        # As images without weight may not be finite, neither may what they predict.
+        counted = torch.where(weights[:, :, None] > 0, predictions.flatten(2), 0.0)
+        residual = mean_squared_error(torch.einsum("bk,bkn->bn", weights, counted).view_as(held.y), held)
         own = data_fit(operator(generator(mean)), measurement.to(pictures.device))
         return cls(way, weights, mean, own, residual, anchor(pictures, weights, residual, method.anchor))
 
@@ -497,14 +502,16 @@ class _Selection:
             anchor=self.anchor,
         )
 
-    def info(self, image: int, method: Method, step: Tensor) -> dict[str, Any]:
-        """For the solution: what was tried, what it counts, and how well it predicts what was held out."""
+    def info(self, image: int, method: Method, layers: Sequence[int], steps: Tensor) -> dict[str, Any]:
+        """For the solution: what was tried (of each copy the layer and step of its best iterate), what it counts, and
+        how well it predicts what was held out."""
         radii = list(method.candidates) * method.restarts if method.candidates else None
         return {
             "how": self.how,
             **({"radii": radii} if radii else {}),
             "weights": [round(value, 4) for value in self.weights[image].tolist()],
-            "steps": step.tolist(),
+            "layers": list(layers),
+            "steps": steps.tolist(),
             "layer": self.point.layer,
             "held_out_residual": _finite(self.residual[image].sqrt()),
         }
@@ -529,6 +536,7 @@ def _reconstruction(
     ranked = scores.argmin(dim=1) if selection is None else selection.weights.argmax(dim=1).cpu()
     chosen = (ranked + torch.arange(images) * copies).tolist()
     points, steps, fits = best.points, best.step.view(images, copies).cpu(), best.fit.cpu()
+    depth = [[point.layer for point in points[i * copies : (i + 1) * copies]] for i in range(images)]
     strip = [pictures[chosen] for pictures in first.strip]
     layers = [stage.layer for stage in method.schedule.stages]
     stages, seconds, evaluations = list(first.stages), first.seconds, first.evaluations * copies
@@ -559,8 +567,8 @@ def _reconstruction(
                 "stage": stages,
                 "layers": layers,
                 "generator": dict(generator.provenance),
-                **({"restart": int(ranked[image])} if method.restarts > 1 and selection is None else {}),
-                **({"selection": selection.info(image, method, steps[image])} if selection is not None else {}),
+                **_ranked(int(ranked[image]), method, selection is not None),
+                **({"selection": selection.info(image, method, depth[image], steps[image])} if selection else {}),
                 **_found(fit[image], method),
                 **_fault(course[:, image], stages),
             },
@@ -573,6 +581,17 @@ def _reconstruction(
 def _finite(value: Tensor) -> float | None:
     """A number for JSON, which has neither NaN nor infinity."""
     return float(value) if bool(value.isfinite()) else None
+
+
+def _ranked(copy: int, method: Method, selected: bool) -> dict[str, Any]:
+    """Which start, and which radius, of the copy that was the best by ``method.rank``."""
+    if selected:
+        return {}
+    count = max(len(method.candidates), 1)
+    return {
+        **({"restart": copy // count} if method.restarts > 1 else {}),
+        **({"radius": method.candidates[copy % count]} if method.candidates else {}),
+    }
 
 
 def _found(fit: Tensor, method: Method) -> dict[str, bool]:

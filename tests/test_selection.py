@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from pytorch_lightning import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from ilo_lightning.callbacks import ResumeCheckpoint
 from ilo_lightning.generators.base import LatentPoint
+from ilo_lightning.generators.sequential import SequentialGenerator
 from ilo_lightning.operators import Denoising, GaussianNoise, Inpainting, Measurement, measure
 from ilo_lightning.projections import project_simplex
 from ilo_lightning.schedule import Method, ScheduleError
@@ -233,6 +234,72 @@ def test_one_radius_is_the_single_path():
         solve(generator, operator, measurement, one, KEYS),
         solve(generator, operator, measurement, replace(one, select=None, refit=None), KEYS),
     )
+
+
+class Blind(Denoising):
+    """Sees nothing of the copies whose images are brightest: their numbers aren't finite from the ninth look on."""
+
+    looks = 0
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.looks += 1
+        y = super().forward(image)
+        if self.looks == 10 and len(y) > 3:  # after 8 steps and a last look of each, when copies are compared
+            y = y.clone()
+            y[1::2] = torch.nan
+        return y
+
+
+def test_a_candidate_that_is_not_finite_is_left_out_of_the_refit():
+    generator, *_ = problem()
+    truth = generator(generator.sample(rngs(5, 6, 7), "z"))
+    operator = Blind(generator.image_shape)
+    measurement = measure(operator, GaussianNoise(0.1), truth, rngs(0, 1, 2))
+    operator.looks = 0
+    for solution in solve(generator, operator, measurement, automatic(), KEYS).solutions:
+        assert solution.info["selection"]["weights"] == [1.0, 0.0]
+        assert "fault" not in solution.info and solution.history.isfinite().all()
+        assert solution.info["data_fit"] < solution.history[8], "the refit has moved it"
+
+
+def test_copies_that_are_the_same_are_refitted_without_an_anchor():
+    generator, operator, measurement = problem()
+    same = generator.sample(rngs(1, 2, 3), None)
+    method = automatic(radius=0.1, radii={}, restarts=2)
+    found = solve(generator, operator, measurement, method, KEYS, init=same)
+    for solution in found.solutions:
+        assert solution.info["selection"]["weights"] == [0.5, 0.5]
+        assert solution.info["data_fit"] < solution.history[8]
+
+
+def test_other_generators_are_refitted_at_their_deepest_layer():
+    """Whatever the method frees: at the deepest layer there is an activation, and no code."""
+    generator = SequentialGenerator([nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 12), nn.Unflatten(1, (3, 2, 2))], [4])
+    operator = Denoising(generator.image_shape)
+    truth = generator(generator.sample(rngs(5, 6, 7), None))
+    measurement = measure(operator, GaussianNoise(0.1), truth, rngs(0, 1, 2))
+    fields = {"layers": [0], "steps": [5], "lr": 0.1, "free": ["latent"], "radius": None, "radii": {}, "spheres": []}
+    method = automatic(**fields, restarts=3)
+    for solution in solve(generator, operator, measurement, method, KEYS).solutions:
+        assert solution.point.layer == generator.num_layers - 1
+        assert solution.info["data_fit"] < solution.history[5]
+
+
+def test_the_oracle_says_which_radius_and_start_it_took():
+    generator, operator, measurement = problem()
+    truth = generator(generator.sample(rngs(100, 101, 102), "z")).detach()
+    method = automatic(select=None, rank="truth", restarts=2)
+    for solution in solve(generator, operator, measurement, method, KEYS, truth=truth).solutions:
+        assert solution.info["radius"] in method.candidates and solution.info["restart"] in (0, 1)
+
+
+def test_what_stops_and_what_is_refitted_follows_the_configuration():
+    assert automatic(stop="discrepancy", noise_level=0.1).schedule[0].enough == pytest.approx(0.01)
+    for changes in ({"penalties": {"geocross": 0.1}}, {"data_fit": {"mse": 1, "dead_zone": 1}}):
+        assert automatic(stop="discrepancy", noise_level=0.1, **changes).schedule[0].enough is None
+    assert automatic(refit_steps=0, evaluations=403).refit is None
+    with pytest.raises(ScheduleError, match=r"method\.steps=many"):
+        automatic(steps=["many", 1, 1], evaluations=100)
 
 
 class KillIn(Callback):
