@@ -547,9 +547,9 @@ class Method:
             raise ScheduleError(f"method.candidates={candidates}: expected a list of radii, such as [0.05,0.15,0.4,1]")
         candidates = tuple(candidates) if automatic else ()
         copies = _count("method.restarts", restarts) * max(len(candidates), 1)
-        for name, given in (("steps", steps), ("range_steps", [range_steps]), ("refit_steps", [refit_steps])):
+        for counted, given in (("steps", steps), ("range_steps", [range_steps]), ("refit_steps", [refit_steps])):
             for value in given:
-                _count(f"method.{name}", value)
+                _count(f"method.{counted}", value)
         refits = refit and refit_steps > 0 and select is not None and copies > 1
         _number("method.refit_lr", refit_lr, positive=True, finite=True)
         if not isinstance(refit, bool):
