@@ -48,7 +48,7 @@ def _number(name: str, value: Any, *, positive: bool = False, finite: bool = Fal
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e100
 
 
 def _is_mse(data_fit: Mapping[str, Any]) -> bool:
@@ -545,7 +545,10 @@ class Method:
         automatic = AUTO in (radius, *(radii or {}).values())
         if isinstance(candidates, str) or not isinstance(candidates, Sequence):
             raise ScheduleError(f"method.candidates={candidates}: expected a list of radii, such as [0.05,0.15,0.4,1]")
-        candidates = tuple(candidates) if automatic else ()
+        for candidate in candidates:
+            _number("method.candidates", candidate)
+        candidates = tuple(map(float, candidates)) if automatic else ()
+        _number("method.anchor", anchor, finite=True)
         copies = _count("method.restarts", restarts) * max(len(candidates), 1)
         for counted, given in (("steps", steps), ("range_steps", [range_steps]), ("refit_steps", [refit_steps])):
             for value in given:
@@ -571,7 +574,7 @@ class Method:
                 f"method.noise_level={noise_level}, which is task.noise.sigma={noise_level} unless given: expected a "
                 "finite number at least 0"
             )
-        enough = noise_level**2 if stop and noise_level and keep != "samples" else None
+        enough = float(noise_level) ** 2 if stop and noise_level and keep != "samples" else None
         _choice("method.radius_mode", radius_mode, RADIUS_MODES)
         if "activation" in (radii or {}):
             raise ScheduleError("method.radii.activation: give the activation's radius as method.radius")
@@ -657,7 +660,7 @@ class Method:
             select=select,
             held_out=held_out,
             refit=again,
-            anchor=anchor,
+            anchor=float(anchor),
         )
 
 

@@ -122,6 +122,7 @@ def problem(checkpoint: Path, pictures: Path) -> list[str]:
         "task=denoising",
         "task.operator._target_=tests.slurm.slow.Slow",
         "trainer=cpu",
+        "method.radius=0.05",
         "method.layers=[0,1,2]",
         "method.steps=[150,150,150]",
         "method.lr=[0.1,0.05,0.05]",
