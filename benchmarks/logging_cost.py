@@ -119,7 +119,7 @@ def measure(logger: str, images: Path, overrides: list[str]) -> Times:
         config = compose("config", [f"logger={logger}", f"data.path={images}", "trainer=cpu", "method=ilo", *overrides])
         setting = build(config)
         log = TimedLog(build_log(config, setting, folder), times)
-        with mock.patch("ilo_lightning.solve.Curves", timed(times)):
+        with mock.patch("ilo_lightning.fits.Curves", timed(times)):
             run(setting, folder, QuietDisplay(), log=log)
     return times
 

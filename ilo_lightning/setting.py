@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .fits import check_trainer
 from .generators.base import LayeredGenerator
 from .losses import PerceptualFit, PerceptualNet, TargetFit, Term, WeightedFit, cross_entropy, data_fits
 from .observations import Observations, Simulated
@@ -21,7 +22,7 @@ from .rehearsal import (
 )
 from .schedule import Method, ScheduleError
 from .selection import check_selection
-from .solve import check_method, check_trainer, initial_point
+from .solve import check_method, initial_point
 from .sweeps.shard import Shard
 
 

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from .callbacks import (
     BestIterate,
-    Curves,
-    Discrepancy,
-    History,
-    L1Projection,
-    PictureStrip,
-    PlugAndPlay,
     PosteriorSamples,
-    Progress,
     ResumeCheckpoint,
-    Spheres,
-    StageSchedule,
 )
 from .callbacks.plug_and_play import check_bm3d
 from .callbacks.progress import Display, QuietDisplay
 from .callbacks.sphere import project_to_spheres
+from .fits import Fit, Fits
 from .generators.base import LatentPoint, LayeredGenerator, variable_of
-from .interrupt import Interrupted
 from .losses import data_fits, mean_squared_error
 from .losses.penalties import PENALTIES, PenaltyError
 from .operators.base import ForwardOperator, Measurement
@@ -45,10 +31,6 @@ from .randomness import derive_seed, generator_for
 from .schedule import VARIABLES, Method, Schedule, ScheduleError
 from .selection import anchor, check_selection, combine, hold_out, how, mean_of, one_of
 from .solution import Solution
-
-# What doesn't change the optimisation: not limit_train_batches, accumulate_grad_batches, gradient_clip_val, max_time, …
-TRAINER_ARGUMENTS = ("accelerator", "precision", "deterministic", "benchmark", "detect_anomaly", "profiler")
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # the others would cast the point, and not the generator
 
 
 @dataclass(frozen=True)
@@ -189,68 +171,6 @@ def _fitting(start: LatentPoint, generator: LayeredGenerator, method: Method, im
         return project_to_spheres(point, method.spheres)
 
 
-def check_trainer(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that make no Trainer, or one that would run another optimisation, before any long work.
-
-    Raises:
-        ValueError: naming what can be set, or with Lightning's own words.
-    """
-    for name, value in arguments.items():
-        if name not in TRAINER_ARGUMENTS:
-            raise ValueError(f"trainer.{name}={value}: can't be set; expected {', '.join(TRAINER_ARGUMENTS)}")
-    if str(arguments.get("precision", PRECISIONS[0])) not in PRECISIONS:
-        raise ValueError(f"trainer.precision={arguments['precision']}: expected one of {', '.join(PRECISIONS)}")
-    with _quiet_lightning():
-        try:
-            _new_trainer(arguments, max_epochs=1, logger=False, enable_checkpointing=False)
-        except Exception as error:  # whatever Lightning and its accelerators raise
-            raise ValueError(f"trainer={dict(arguments)}: {error}") from error
-
-
-def _new_trainer(arguments: Mapping[str, Any], **more: Any) -> pl.Trainer:
-    """A Trainer whose epochs are the stages of one batch."""
-    accelerator = arguments.get("accelerator", "auto")
-    if accelerator == "auto":  # Lightning's own choice includes MPS, which has no float64 for the projections
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    return pl.Trainer(
-        **{**arguments, "accelerator": accelerator},
-        devices=1,  # parallelism is over jobs and within the batch
-        reload_dataloaders_every_n_epochs=1,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        plugins=[LightningEnvironment()],  # under SLURM too: requeueing is the launcher's business
-        **more,
-    )
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Leave out what Lightning tells every Trainer's user, and what doesn't apply to this training loop."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")]
-    loggers += [logging.getLogger("pytorch_lightning.utilities.rank_zero")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in (
-                ".*does not have many workers.*",
-                ".*`srun` command is available.*",  # the launcher's business, as above
-                ".*ended before the epoch ended and your dataloader is not resumable.*",  # the loader is range(steps)
-                ".*is smaller than the logging interval.*",
-                ".*Found .* module.* in eval mode.*",
-                ".*GPU available but not used.*",
-                ".*`srun` command is available.*",
-                ".*treespec.*LeafSpec.*",  # Lightning 2.6 against torch 2.14
-                ".*The `srun` command is available.*",
-            ):
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def solve(
     generator: LayeredGenerator,
     operator: ForwardOperator,
@@ -337,7 +257,7 @@ def solve(
         )
     except (RuntimeError, MemoryError) as error:
         raise SolveError(_describe(error, 0, method, images), None) from error
-    fits = _Fits(method, trainer or {}, callbacks, loggers, log_every, display or QuietDisplay())
+    fits = Fits(method, trainer or {}, callbacks, loggers, log_every, display or QuietDisplay())
     first = fits.run(
         problem,
         BestIterate(method.rank, last=method.keep != "best"),
@@ -364,79 +284,6 @@ def solve(
     return reconstruction
 
 
-@dataclass
-class _Fit:
-    """What one ``Trainer.fit`` came to. ``course``: the data fit ``(steps, B)``, without the last look."""
-
-    best: BestIterate
-    course: Tensor
-    stages: list[int]
-    seconds: float
-    evaluations: int
-    strip: list[Tensor]
-    posterior: PosteriorSamples | None
-    broken: Exception | None
-
-
-@dataclass(frozen=True)
-class _Fits:
-    """How the fits of a method are done."""
-
-    method: Method
-    trainer: Mapping[str, Any]
-    callbacks: Sequence[Callback]
-    loggers: Sequence[Logger]
-    log_every: int
-    display: Display
-
-    def run(
-        self, problem: InverseProblem, best: BestIterate, checkpoint: ResumeCheckpoint | None, after: _Fit | None = None
-    ) -> _Fit:
-        """Optimise; what breaks it off is kept, unless it was asked for."""
-        method = self.method
-        projection, history, strip = L1Projection(), History(), PictureStrip()
-        spheres = Spheres(method.spheres if after is None else (), method.standardize if after is None else ())
-        own: list[Callback] = [
-            StageSchedule(), best, spheres, PlugAndPlay(), projection, Discrepancy(), history, strip
-        ]  # fmt: skip
-        posterior = PosteriorSamples(method.sample_steps()) if method.keep == "samples" else None
-        if posterior is not None:
-            own.append(posterior)
-        if self.loggers:
-            before = (0, 0) if after is None else (len(after.course), len(method.schedule))
-            own.append(Curves(history, projection, self.log_every, before))
-        own += [Progress(self.display), *self.callbacks]
-        resume = None
-        if checkpoint is not None:
-            own.append(checkpoint)
-            resume = checkpoint.found()
-        broken: Exception | None = None
-        with _quiet_lightning():
-            fit = _new_trainer(
-                self.trainer,
-                max_epochs=len(problem.schedule),
-                callbacks=own,
-                logger=list(self.loggers) or False,
-                enable_checkpointing=checkpoint is not None,
-                default_root_dir=checkpoint.path.parent if checkpoint else None,
-            )
-            try:
-                fit.fit(problem, ckpt_path=resume, weights_only=True)
-            except SystemExit:
-                # Lightning's way out at SIGTERM or a second SIGINT, where it comes before ResumeCheckpoint's.
-                if checkpoint is not None:
-                    checkpoint.stop.check()
-                raise
-            except Interrupted:
-                raise
-            except Exception as error:
-                broken = error
-        course = torch.stack(history.fit).cpu() if history.fit else torch.zeros(0, problem.point.batch_size)
-        return _Fit(
-            best, course, history.stage, history.seconds, problem.evaluations, strip.pictures, posterior, broken
-        )
-
-
 @dataclass(frozen=True)
 class _Selection:
     """What became of the copies of each image: weights ``(B, K)``, the point that is their mean, its data fit, the mean
@@ -459,7 +306,7 @@ class _Selection:
         held: Measurement,
         method: Method,
         data_fit: DataFit,
-        fit: _Fit,
+        fit: Fit,
     ) -> _Selection:
         """Decode the copies' points at the generator's deepest layer, and compare what they predict."""
         deepest = generator.num_layers - 1
@@ -523,9 +370,9 @@ def _reconstruction(
     names: Sequence[str],
     seed: int,
     info: Mapping[str, Any],
-    first: _Fit,
+    first: Fit,
     selection: _Selection | None,
-    again: _Fit | None,
+    again: Fit | None,
 ) -> Reconstruction | None:
     """Solutions out of the fits; None if nothing was evaluated."""
     best, copies = first.best, method.copies

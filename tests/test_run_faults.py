@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from ilo_lightning import job, pipeline
 from ilo_lightning.callbacks import ResumeCheckpoint
 from ilo_lightning.data.images import Images, load_images
+from ilo_lightning.fits import check_trainer
 from ilo_lightning.generators.checkpoints import CheckpointError, load_generator, save_generator
 from ilo_lightning.interrupt import Interrupted, listen
 from ilo_lightning.main import main
@@ -25,7 +26,7 @@ from ilo_lightning.operators import Denoising, GaussianNoise
 from ilo_lightning.problem import InverseProblem
 from ilo_lightning.schedule import Method, ScheduleError
 from ilo_lightning.solution import Solution, SolutionError
-from ilo_lightning.solve import check_trainer, solve
+from ilo_lightning.solve import solve
 from tests.networks import rngs, small_stylegan2
 from tests.test_resume import assert_same
 from tests.test_run import arguments, rows_of
