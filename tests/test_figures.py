@@ -145,7 +145,7 @@ def test_morphing_is_a_path_away_from_the_reference(classifier: Classifier, tmp_
     psnrs = [stage["psnr"] for stage in row["stages"]]
     found = max(psnrs)
     assert psnrs.index(found) == 1 and found > 20  # the inversion, where the path begins
-    assert all(after < before for before, after in pairwise(psnrs[1:])) and psnrs[-1] < found - 4
+    assert all(after < before for before, after in pairwise(psnrs[1:])) and psnrs[-1] < found - 2
     folder = tmp_path / "run" / row["folder"]
     pictures = [np.asarray(Image.open(folder / f"stage-{number}.png").convert("RGB")) for number in range(1, 8)]
     images = torch.stack([torch.from_numpy(picture.copy()).permute(2, 0, 1) for picture in pictures]) / 127.5 - 1
