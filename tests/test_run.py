@@ -159,10 +159,10 @@ def test_the_default_chooses_and_says_what(checkpoint: Path, pictures: Path, tmp
     assert main(arguments(checkpoint, pictures, tmp_path, *AUTO, "task.fraction=0.3")) == 0
     for row in rows_of(tmp_path):
         chosen = row["selection"]
-        assert chosen["how"] == "stacking" and chosen["radii"] == [0.05, 0.15, 0.4, 1]
+        assert chosen["how"] == "stacking" and chosen["radii"] == [0.02, 0.05, 0.1, 0.2, 0.4, 1]
         assert sum(chosen["weights"]) == pytest.approx(1, abs=1e-3) and chosen["held_out_residual"] > 0
         assert [stage["layer"] for stage in row["stages"]] == [0, 1, 2, chosen["layer"]]
-        assert row["evaluations"] == 4 * 13 + 2 + 5
+        assert row["evaluations"] == 6 * 13 + 3 + 5
         solution = Solution.load(tmp_path / row["folder"] / "solution.safetensors")
         assert solution.point.layer == chosen["layer"] and len(solution.history) == 12 + 4
     assert not list((tmp_path / "batches").glob("*.ckpt"))
