@@ -284,7 +284,7 @@ CASES: dict[str, Case] = {
     "fewer `method.evaluations` than stages, of all radii": (
         lambda f: ["method.evaluations=1"],
         2,
-        r"method\.evaluations=1: expected at least 8",
+        r"method\.evaluations=1: expected at least 12",
     ),
     "`method.candidates` that are no list": (
         lambda f: ["method.candidates=0.1"],
