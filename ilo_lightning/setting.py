@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .compatibility import check_method
 from .fits import check_trainer
 from .generators.base import LayeredGenerator
 from .losses import PerceptualFit, PerceptualNet, TargetFit, Term, WeightedFit, cross_entropy, data_fits
@@ -22,7 +23,7 @@ from .rehearsal import (
 )
 from .schedule import Method, ScheduleError
 from .selection import check_selection
-from .solve import check_method, initial_point
+from .solve import initial_point
 from .sweeps.shard import Shard
 
 

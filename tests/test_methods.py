@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
+from ilo_lightning.compatibility import check_method
 from ilo_lightning.generators.base import LatentPoint, variable_of
 from ilo_lightning.generators.sequential import SequentialGenerator
 from ilo_lightning.generators.stylegan2 import LARGER
@@ -22,7 +23,7 @@ from ilo_lightning.operators import GaussianNoise, Inpainting, measure
 from ilo_lightning.optimizers import NormalizedDescent
 from ilo_lightning.randomness import generator_for
 from ilo_lightning.schedule import Method, ScheduleError
-from ilo_lightning.solve import check_method, solve
+from ilo_lightning.solve import solve
 from tests.networks import rngs, small_stylegan2
 from tests.test_solve import KEYS, problem
 

@@ -16,13 +16,14 @@ bm3d = pytest.importorskip("bm3d", reason="bm3d is in the test extra: pip instal
 
 from ilo_lightning.callbacks import plug_and_play  # noqa: E402
 from ilo_lightning.callbacks.plug_and_play import denoised  # noqa: E402
+from ilo_lightning.compatibility import check_method  # noqa: E402
 from ilo_lightning.data.images import load_images  # noqa: E402
 from ilo_lightning.generators.classical import Pixels, Wavelets  # noqa: E402
 from ilo_lightning.losses import mean_squared_error  # noqa: E402
 from ilo_lightning.main import main  # noqa: E402
 from ilo_lightning.operators import Denoising, GaussianNoise, Inpainting, Measurement, measure  # noqa: E402
 from ilo_lightning.schedule import ScheduleError  # noqa: E402
-from ilo_lightning.solve import check_method, solve  # noqa: E402
+from ilo_lightning.solve import solve  # noqa: E402
 from tests.networks import rngs, small_stylegan2  # noqa: E402
 from tests.test_methods import method  # noqa: E402
 from tests.test_run import rows_of  # noqa: E402

@@ -1,0 +1,100 @@
+"""Whether a generator can serve a method: its layers, spaces and variables."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import torch
+
+from .callbacks.plug_and_play import check_bm3d
+from .generators.base import LayeredGenerator, variable_of
+from .losses.penalties import PENALTIES, PenaltyError
+from .problem import index_of
+from .schedule import VARIABLES, Method, ScheduleError
+
+
+def check_method(method: Method, generator: LayeredGenerator) -> None:
+    """Refuse a method that this generator can't serve, before any long work.
+
+    Raises:
+        ScheduleError: for layers, spaces and variables that the generator doesn't have.
+    """
+    name, stages = type(generator).__name__, method.schedule.stages
+    if method.selects and method.refit is not None:
+        stages = (*stages, replace(method.refit, layer=generator.num_layers - 1))
+    if method.space is not None and method.space not in generator.spaces:
+        raise ScheduleError(f"method.space={method.space}: {name} has {', '.join(generator.spaces)}")
+    for stage in stages:
+        if stage.layer >= generator.num_layers:
+            kept = [stage for stage in stages if stage.layer < generator.num_layers]
+            remedy = "; use " + " ".join(
+                f"method.{field}={json.dumps([getattr(stage, part) for stage in kept], separators=(',', ':'))}"
+                for field, part in (("layers", "layer"), ("steps", "steps"), ("lr", "lr"))
+            )
+            raise ScheduleError(
+                f"method.layers={stage.layer}: {name} has layers 0 … {generator.num_layers - 1}{remedy if kept else ''}"
+            )
+    with torch.no_grad():
+        point = generator.sample([torch.Generator().manual_seed(0)], method.space)
+        seen: set[str] = set()
+        if method.start == "mean":
+            point = generator.mean(point)
+        for index, stage in enumerate(stages):
+            if index and stage.space is not None and stage.space != stages[index - 1].space:
+                try:
+                    point = generator.convert(point, stage.space)
+                except ValueError as error:
+                    raise ScheduleError(f"method.space={[each.space for each in stages]}: {error}") from error
+            point = generator.advance(point, stage.layer)
+            for penalty in stage.penalties:
+                try:
+                    PENALTIES[penalty](generator, point, point, generator(point))
+                except PenaltyError as error:
+                    raise ScheduleError(f"method.penalties.{penalty} at layer {stage.layer}: {error}") from error
+            if stage.jitter and "latent" not in point.tensors:
+                raise ScheduleError(f"method.jitter={stage.jitter}: there is no latent code in space {point.space}")
+            if stage.bm3d is not None:
+                check_bm3d(stage.bm3d, point.space, generator.image_shape)
+            variables = {variable_of(tensor) for tensor in point.tensors}
+            if not any(stage.frees(variable_of(tensor), index_of(tensor)) for tensor in point.tensors):
+                maps = f" with method.noise_maps={stage.noise_maps}" if "noise" in stage.free else ""
+                raise ScheduleError(
+                    f"method.free={list(stage.free)}{maps}: nothing to optimise at layer {stage.layer}, "
+                    f"which has {', '.join(sorted(point.tensors))}"
+                )
+            seen |= variables
+    # Variables that only deeper layers have may be named by a method that doesn't go there.
+    deepest = generator.num_layers - 1
+    if stages[-1].layer < deepest:
+        with torch.no_grad():
+            seen |= {
+                variable_of(tensor) for tensor in generator.advance(point, min(stages[-1].layer + 1, deepest)).tensors
+            }
+    for field, named in (
+        ("method.free", {variable for stage in stages for variable in stage.free}),
+        ("method.radii", {variable for stage in stages for variable in (*stage.radii, *stage.auto)}),
+        ("method.lr_scale", {variable for stage in stages for variable in stage.lr_scale}),
+        ("method.spheres", set(method.spheres)),
+        ("method.standardize", set(method.standardize)),
+        ("method.reset", {variable for stage in stages for variable in stage.reset}),
+    ):
+        for variable in sorted(named - seen - set(VARIABLES), key=str):
+            raise ScheduleError(f"{field}: unknown variable {variable!r}; {name} has {', '.join(sorted(seen))}")
+    spaces = {method.space or generator.spaces[0], *(stage.space for stage in stages)}
+    if "latent" in method.spheres and spaces & {"w", "w_plus"}:
+        space = min(spaces & {"w", "w_plus"})
+        raise ScheduleError(
+            f"method.spheres=[latent]: codes in {space} aren't Gaussian and lie on no sphere; use gaussian_w_plus or z"
+        )
+    if method.noise == "zero" and "noise" in method.spheres:
+        raise ScheduleError("method.spheres=[noise]: maps that start at zero lie on no sphere; use method.noise=random")
+    if method.noise == "zero" and "noise" in method.standardize:
+        raise ScheduleError(
+            "method.standardize=[noise]: maps that start at zero have no variance; use method.noise=random"
+        )
+    if method.noise == "zero" and any("noise" in stage.radii and stage.relative for stage in stages):
+        raise ScheduleError(
+            "method.radii.noise with method.radius_mode=relative: maps that start at zero have the norm 0, "
+            "and could never move; use method.noise=random or method.radius_mode=absolute"
+        )
