@@ -52,7 +52,7 @@ class InverseProblem(pl.LightningModule):
         truth: the images ``(B, C, H, W)``, for ``rank: truth`` only; nothing is optimised for it.
         radii: ``(B,)``, of the stages' ``auto`` variables.
         held_out: the measurement with other weights, for ``rank: held_out`` only; nothing is optimised for it.
-        anchor: more of the loss ``(B,)``, from images; it says nothing about their data fit.
+        restraint: more of the loss ``(B,)``, from points and their images; it says nothing about their data fit.
         project: puts a point back into the sets of the method (its spheres).
     """
 
@@ -69,7 +69,7 @@ class InverseProblem(pl.LightningModule):
         truth: Tensor | None = None,
         radii: Tensor | None = None,
         held_out: Measurement | None = None,
-        anchor: Callable[[Tensor], Tensor] | None = None,
+        restraint: Callable[[LatentPoint, Tensor], Tensor] | None = None,
     ):
         super().__init__()
         from .losses import mean_squared_error
@@ -85,7 +85,7 @@ class InverseProblem(pl.LightningModule):
         self.truth = truth
         self.radii = radii
         self.held_out = held_out
-        self.anchor = anchor
+        self.restraint = restraint
         self.evaluations = 0
         """Generator evaluations spent so far on every image of the batch."""
         self.last_fit: Tensor | None = None
@@ -234,8 +234,8 @@ class InverseProblem(pl.LightningModule):
             loss = loss * (self._observed() / (2 * stage.sigma**2))
         for name, weight in stage.penalties.items():
             loss = loss + weight * PENALTIES[name](self.generator, self.point, self.center, image)
-        if self.anchor is not None:
-            loss = loss + self.anchor(image)
+        if self.restraint is not None:
+            loss = loss + self.restraint(self.point, image)
         self.last_fit, self.last_loss = fit.detach(), loss.detach()
         if self.held_out is not None:
             self.last_held_out = data_fit(prediction.detach(), self.held_out).detach()

@@ -271,7 +271,7 @@ class Method:
             one is chosen (``holdout``), or their weighted mean taken (``stacking``); None: the best by ``rank``.
         held_out: the part of the measurements.
         refit: the stage that goes on from there with all measurements, at the generator's deepest layer; None: none.
-        anchor: how strongly it is held at the mean, see ``selection``.
+        refit_deviation, anchor: how strongly its point, and its image, are held where it begins, see ``selection``.
     """
 
     name: str
@@ -291,7 +291,8 @@ class Method:
     select: str | None = None
     held_out: float = 0.1
     refit: Stage | None = None
-    anchor: float = 0.1
+    refit_deviation: float = 1.0
+    anchor: float = 0.03
 
     def __post_init__(self) -> None:
         _number("method.dead_zone", self.dead_zone, finite=True)
@@ -348,6 +349,7 @@ class Method:
         _number("method.held_out", self.held_out, positive=True)
         if self.held_out >= 1:
             raise ScheduleError(f"method.held_out={self.held_out}: expected a part of the measurements, in (0, 1)")
+        _number("method.refit_deviation", self.refit_deviation, finite=True)
         _number("method.anchor", self.anchor, finite=True)
         if self.select is not None:
             _choice("method.select", self.select, SELECTS)
@@ -446,9 +448,10 @@ class Method:
         select: str | None = None,
         held_out: float = 0.1,
         refit: bool = True,
-        refit_steps: int = 28,
+        refit_steps: int = 52,
         refit_lr: float = 0.05,
-        anchor: float = 0.1,
+        refit_deviation: float = 1.0,
+        anchor: float = 0.03,
         stop: str | None = None,
         noise_level: float | None = None,
     ) -> Method:
@@ -513,6 +516,8 @@ class Method:
             refit: go on from there at the deepest layer, with all measurements, held at its image by ``anchor``.
             refit_steps: how many.
             refit_lr: peak of their cosine ramp.
+            refit_deviation: weight in the refit of the penalty ``deviation`` from the point where it begins, in units of
+                what was held out.
             anchor: weight of the distance to that image, in units of how far the candidates are from each other, beside
                 the data fit, in units of what was held out.
             stop: ``discrepancy``: an image is left as it is once its mean squared error is that of the noise (Morozov),
@@ -548,7 +553,6 @@ class Method:
         for candidate in candidates:
             _number("method.candidates", candidate)
         candidates = tuple(map(float, candidates)) if automatic else ()
-        _number("method.anchor", anchor, finite=True)
         copies = _count("method.restarts", restarts) * max(len(candidates), 1)
         for counted, given in (("steps", steps), ("range_steps", [range_steps]), ("refit_steps", [refit_steps])):
             for value in given:
@@ -660,7 +664,8 @@ class Method:
             select=select,
             held_out=held_out,
             refit=again,
-            anchor=float(anchor),
+            refit_deviation=refit_deviation,
+            anchor=anchor,
         )
 
 

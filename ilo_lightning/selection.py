@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .generators.base import LatentPoint
+from .losses import deviation
 from .operators.base import ForwardOperator, LinearOperator, Measurement
 from .projections import project_simplex
 from .randomness import generator_for
@@ -144,15 +145,21 @@ def combine(points: LatentPoint, weights: Tensor) -> LatentPoint:
     return points.map(mean)
 
 
-def anchor(images: Tensor, weights: Tensor, residual: Tensor, strength: float) -> Callable[[Tensor], Tensor]:
-    """What holds the refit at the mean of the candidates' images: ``strength · residual · ‖x - mean‖² / spread``, each
-    a mean over pixels or measurements. The more the candidates disagree, the less it says about the image; the less y
-    was predicted, the less y says.
+def restraint(
+    images: Tensor, weights: Tensor, point: LatentPoint, residual: Tensor, anchor: float, points: float
+) -> Callable[[LatentPoint, Tensor], Tensor]:
+    """What holds the refit at the mean of the candidates, in the units of its data fit: of a point p and its image x
+    ``residual · (anchor · ‖x - mean‖² / spread + points · ‖p - point‖₁ / ‖point‖₁)``. The squares are means over
+    pixels; the last term is the penalty ``deviation``. The more the candidates disagree, the less the mean of their
+    images says; the less y was predicted, the less y says.
 
     Args:
         images: of the candidates, ``(B, K, C, H, W)``.
         weights: ``(B, K)``.
+        point: mean of the candidates' points.
         residual: ``(B,)``: mean squared error on what was held out.
+        anchor: strength of the first term.
+        points: of the second.
     """
     share = weights.to(images)[:, :, None, None, None]
     kept = torch.where(share > 0, images, 0.0)
@@ -162,10 +169,14 @@ def anchor(images: Tensor, weights: Tensor, residual: Tensor, strength: float) -
     spread = torch.where(finite, squares, 0.0).sum(dim=1) / finite.sum(dim=1).clamp_min(1)
     # Of candidates that are all the same, or all not finite, the mean says nothing.
     known = residual.isfinite() & (spread > SAME)
-    scale = torch.where(known, strength * residual / torch.where(known, spread, 1.0), 0.0)
+    unit = torch.where(known, residual, 0.0)
+    scale = torch.where(known, anchor * residual / torch.where(known, spread, 1.0), 0.0)
     mean = torch.where(known[:, None, None, None], mean, 0.0)
 
-    def distance(image: Tensor) -> Tensor:
-        return scale.to(image.device) * (image - mean.to(image.device)).square().flatten(1).mean(dim=1)
+    def held(current: LatentPoint, image: Tensor) -> Tensor:
+        device = image.device
+        distance = (image - mean.to(device)).square().flatten(1).mean(dim=1)
+        moved = deviation(current, point.to(device))
+        return scale.to(device) * distance + points * unit.to(device) * torch.where(known.to(device), moved, 0.0)
 
-    return distance
+    return held

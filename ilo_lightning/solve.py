@@ -23,7 +23,7 @@ from .operators.base import ForwardOperator, Measurement
 from .problem import DataFit, InverseProblem
 from .randomness import derive_seed, generator_for
 from .schedule import Method, Schedule, ScheduleError
-from .selection import anchor, check_selection, combine, hold_out, how, mean_of, one_of
+from .selection import check_selection, combine, hold_out, how, mean_of, one_of, restraint
 from .solution import Solution
 
 
@@ -202,7 +202,7 @@ class _Selection:
     point: LatentPoint
     fit: Tensor
     residual: Tensor
-    anchor: Callable[[Tensor], Tensor]
+    restraint: Callable[[LatentPoint, Tensor], Tensor]
 
     @classmethod
     @torch.no_grad()
@@ -232,7 +232,8 @@ class _Selection:
         counted = torch.where(weights[:, :, None] > 0, predictions.flatten(2), 0.0)
         residual = mean_squared_error(torch.einsum("bk,bkn->bn", weights, counted).view_as(held.y), held)
         own = data_fit(operator(generator(mean)), measurement.to(pictures.device))
-        return cls(way, weights, mean, own, residual, anchor(pictures, weights, residual, method.anchor))
+        held_there = restraint(pictures, weights, mean, residual, method.anchor, method.refit_deviation)
+        return cls(way, weights, mean, own, residual, held_there)
 
     def problem(
         self,
@@ -254,7 +255,7 @@ class _Selection:
             self.point,
             data_fit,
             draws=lambda *purpose: [generator_for(seed, key, "refit", *purpose) for key in keys],
-            anchor=self.anchor,
+            restraint=self.restraint,
         )
 
     def info(self, image: int, method: Method, layers: Sequence[int], steps: Tensor) -> dict[str, Any]:

@@ -228,9 +228,10 @@ def _method(name: str, layers: list[int], radius: float | None) -> dict[str, Any
         "select": "stacking" if name == "ilo" else None,
         "held_out": 0.1,
         "refit": True,
-        "refit_steps": 28,
+        "refit_steps": 52,
         "refit_lr": 0.05,
-        "anchor": 0.1,
+        "refit_deviation": 1,
+        "anchor": 0.03,
         "stop": "discrepancy" if name == "ilo" else None,
         "noise_level": 0.0,
     }

@@ -16,7 +16,7 @@ from ilo_lightning.generators.sequential import SequentialGenerator
 from ilo_lightning.operators import Denoising, GaussianNoise, Inpainting, Measurement, measure
 from ilo_lightning.projections import project_simplex
 from ilo_lightning.schedule import Method, ScheduleError
-from ilo_lightning.selection import RIDGE, anchor, combine, hold_out, mean_of, one_of
+from ilo_lightning.selection import RIDGE, combine, hold_out, mean_of, one_of, restraint
 from ilo_lightning.solve import Reconstruction, solve
 from tests.networks import rngs
 from tests.test_resume import Killed, assert_same
@@ -136,14 +136,26 @@ def test_projection_onto_the_simplex_against_bisection():
     assert not project_simplex(x, torch.zeros_like(support)).any()
 
 
-def test_the_anchor_is_least_at_the_mean_and_weighs_what_the_docs_say():
+def test_the_restraint_is_none_at_the_mean_and_weighs_what_the_docs_say():
     images, weights = torch.randn(2, 3, 1, 4, 4).double(), torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]).double()
+    point = LatentPoint(4, {"activation": torch.randn(2, 5, 4, 4).double(), "latent": torch.randn(2, 3, 7).double()})
     residual = torch.tensor([0.1, 0.4]).double()
-    distance = anchor(images, weights, residual, 0.5)
+    held = restraint(images, weights, point, residual, 0.5, 2.0)
     mean = torch.einsum("bk,bkchw->bchw", weights, images)
-    assert distance(mean).tolist() == [0.0, 0.0]
+    assert held(point, mean).tolist() == [0.0, 0.0]
     spread = (images - mean[:, None]).square().mean(dim=(1, 2, 3, 4))
-    torch.testing.assert_close(distance(mean + 1), 0.5 * residual / spread)
+    torch.testing.assert_close(held(point, mean + 1), residual * 0.5 / spread)
+    moved = point.map(lambda tensor: tensor * torch.tensor([1.25, 0.5]).double().view(-1, *[1] * (tensor.ndim - 1)))
+    torch.testing.assert_close(held(moved, mean), residual * 2.0 * torch.tensor([0.25, 0.5]).double())
+
+
+@pytest.mark.parametrize("alike", ["all the same", "unknown"])
+def test_where_the_mean_says_nothing_nothing_is_held(alike: str):
+    images = torch.ones(1, 2, 1, 4, 4) if alike == "all the same" else torch.randn(1, 2, 1, 4, 4)
+    residual = torch.tensor([0.3 if alike == "all the same" else torch.nan])
+    point = LatentPoint(4, {"activation": torch.randn(1, 5, 4, 4)})
+    held = restraint(images, torch.full((1, 2), 0.5), point, residual, 1.0, 1.0)
+    assert held(point.map(lambda tensor: tensor + 1), images[:, 0] + 1).tolist() == [0.0]
 
 
 def test_a_candidate_is_a_run_of_its_own_with_that_radius():
@@ -265,7 +277,7 @@ def test_a_candidate_that_is_not_finite_is_left_out_of_the_refit():
         assert solution.info["data_fit"] < solution.history[8], "the refit has moved it"
 
 
-def test_copies_that_are_the_same_are_refitted_without_an_anchor():
+def test_copies_that_are_the_same_are_refitted_without_restraint():
     generator, operator, measurement = problem()
     same = generator.sample(rngs(1, 2, 3), None)
     method = automatic(radius=0.1, radii={}, restarts=2)
@@ -312,7 +324,7 @@ class KillIn(Callback):
         self.refit, self.step = refit, step
 
     def on_before_backward(self, trainer, pl_module, loss) -> None:
-        if (pl_module.anchor is not None) == self.refit and trainer.global_step == self.step:
+        if (pl_module.restraint is not None) == self.refit and trainer.global_step == self.step:
             raise Killed
 
 

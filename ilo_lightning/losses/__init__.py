@@ -1,6 +1,7 @@
 """What disagrees with the measurement, and by how much."""
 
 from .data_fit import DeadZone, TargetFit, Term, WeightedFit, cross_entropy, data_fits, mean_squared_error
+from .penalties import deviation
 from .perceptual import PerceptualFit, PerceptualNet
 from .trunks import NETS, PerceptualError
 
@@ -15,5 +16,6 @@ __all__ = [
     "WeightedFit",
     "cross_entropy",
     "data_fits",
+    "deviation",
     "mean_squared_error",
 ]

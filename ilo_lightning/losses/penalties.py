@@ -85,8 +85,12 @@ def _noise_regularity(generator: LayeredGenerator, point: LatentPoint, center: L
 
 
 def _deviation(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint, image: Tensor) -> Tensor:
-    """``‖x - c‖₁ / ‖c‖₁`` of the activation and the RGB skip (of all but codes and noise), summed: how far the point
-    has left what the layers above can make, as a sparse additive deviation (DMILO)."""
+    return deviation(point, center)
+
+
+def deviation(point: LatentPoint, center: LatentPoint) -> Tensor:
+    """``(B,)``: ``‖x - c‖₁ / ‖c‖₁`` of the activation and the RGB skip (of all but codes and noise), summed: how far
+    the point has left what the layers above can make, as a sparse additive deviation (DMILO)."""
     names = [name for name in point.tensors if variable_of(name) not in ("latent", "style", "noise")]
     total = torch.zeros(point.batch_size, dtype=next(iter(point.tensors.values())).dtype)
     total = total.to(next(iter(point.tensors.values())).device)
