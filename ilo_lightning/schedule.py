@@ -513,13 +513,14 @@ class Method:
                 mean of their images with the weights that predict these best (for linear operators; ``holdout`` for
                 others); ``holdout``, the one that does; null: the lowest ``rank``.
             held_out: the part of each image's measurements.
-            refit: go on from there at the deepest layer, with all measurements, held at its image by ``anchor``.
+            refit: go on from there at the deepest layer, with all measurements, held by ``refit_deviation`` and
+                ``anchor``.
             refit_steps: how many.
             refit_lr: peak of their cosine ramp.
-            refit_deviation: weight in the refit of the penalty ``deviation`` from the point where it begins, in units of
-                what was held out.
-            anchor: weight of the distance to that image, in units of how far the candidates are from each other, beside
-                the data fit, in units of what was held out.
+            refit_deviation: weight in the refit of the penalty ``deviation`` from the point where it begins, beside the
+                data fit in units of the mean squared error of what was held out.
+            anchor: in the same units, weight of the distance to that point's image, in units of how far the candidates'
+                images are from each other.
             stop: ``discrepancy``: an image is left as it is once its mean squared error is that of the noise (Morozov),
                 where nothing else is minimised; null: all steps are taken.
             noise_level: standard deviation of the noise, in units of y; null: unknown, nothing stops.

@@ -141,7 +141,7 @@ def test_methods_have_equal_budgets(budget: int):
         )
     assert csgm.evaluations == ilo.evaluations == budget
     assert ilo.copies == 6 and ilo.refit is not None
-    assert 0 <= ilo.refit.steps - budget * 28 // 388 < ilo.copies
+    assert 0 <= ilo.refit.steps - budget * 52 // 388 < ilo.copies
 
 
 def test_the_default_takes_a_third_of_what_was_published():

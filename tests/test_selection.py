@@ -26,6 +26,7 @@ from tests.test_solve import KEYS, ilo, problem
 def automatic(**changes) -> Method:
     fields = {
         "radius": "auto", "radii": {"rgb": "auto"}, "candidates": [0.01, 0.1], "select": "stacking", "refit_steps": 4,
+        "refit_deviation": 0.01,
         "free": "lgr", "noise": "zero", "noise_maps": None, "steps": [3, 2, 3],
     }  # fmt: skip
     return ilo(**{**fields, **changes})
