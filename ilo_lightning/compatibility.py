@@ -8,10 +8,28 @@ from dataclasses import replace
 import torch
 
 from .callbacks.plug_and_play import check_bm3d
-from .generators.base import LayeredGenerator, variable_of
+from .generators.base import LatentPoint, LayeredGenerator, variable_of
 from .losses.penalties import PENALTIES, PenaltyError
 from .problem import index_of
-from .schedule import VARIABLES, Method, ScheduleError
+from .schedule import VARIABLES, Method, ScheduleError, Stage
+
+IMAGE_SPACES = ("pixels", "wavelets")
+"""Spaces of the generators of these names, which make any image."""
+
+
+def _check_priors(stage: Stage, point: LatentPoint) -> None:
+    """Refuse to sample what nothing holds: its samples would drift away without end."""
+    for tensor in point.tensors:
+        variable = variable_of(tensor)
+        known = variable in stage.radii or (variable == "latent" and stage.penalties.get("latent_norm"))
+        if stage.frees(variable, index_of(tensor)) and not known:
+            field = "radius" if variable == "activation" else f"radii.{variable}"
+            penalty = ", method.penalties.latent_norm=0.5" if variable == "latent" else ""
+            raise ScheduleError(
+                f"method.optimizer=langevin: nothing says how likely a value of {variable} is at layer {stage.layer}, "
+                f"and its samples would drift without end; use method.{field}=0.1 (a ball){penalty}, or leave "
+                f"{variable} out of method.free={list(stage.free)}"
+            )
 
 
 def check_method(method: Method, generator: LayeredGenerator) -> None:
@@ -24,10 +42,15 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
     if method.selects and method.refit is not None:
         stages = (*stages, replace(method.refit, layer=generator.num_layers - 1))
     if method.space is not None and method.space not in generator.spaces:
-        raise ScheduleError(f"method.space={method.space}: {name} has {', '.join(generator.spaces)}")
+        remedy = (
+            f"generator={method.space}"
+            if method.space in IMAGE_SPACES
+            else f"method.space={generator.spaces[0]}, or a method without a space of its own, such as method=ilo"
+        )
+        raise ScheduleError(f"method.space={method.space}: {name} has {', '.join(generator.spaces)}; use {remedy}")
     for stage in stages:
         if stage.layer >= generator.num_layers:
-            kept = [stage for stage in stages if stage.layer < generator.num_layers]
+            kept = [stage for stage in method.schedule.stages if stage.layer < generator.num_layers]
             remedy = "; use " + " ".join(
                 f"method.{field}={json.dumps([getattr(stage, part) for stage in kept], separators=(',', ':'))}"
                 for field, part in (("layers", "layer"), ("steps", "steps"), ("lr", "lr"))
@@ -56,6 +79,8 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
                 raise ScheduleError(f"method.jitter={stage.jitter}: there is no latent code in space {point.space}")
             if stage.bm3d is not None:
                 check_bm3d(stage.bm3d, point.space, generator.image_shape)
+            if stage.optimizer == "langevin":
+                _check_priors(stage, point)
             variables = {variable_of(tensor) for tensor in point.tensors}
             if not any(stage.frees(variable_of(tensor), index_of(tensor)) for tensor in point.tensors):
                 maps = f" with method.noise_maps={stage.noise_maps}" if "noise" in stage.free else ""

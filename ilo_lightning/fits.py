@@ -22,15 +22,16 @@ from .callbacks import (
     Discrepancy,
     History,
     L1Projection,
-    PictureStrip,
     PlugAndPlay,
     PosteriorSamples,
     Progress,
     ResumeCheckpoint,
     Spheres,
+    StageEnds,
     StageSchedule,
 )
 from .callbacks.progress import Display
+from .generators.base import LatentPoint
 from .interrupt import Interrupted
 from .problem import InverseProblem
 from .schedule import Method
@@ -104,14 +105,15 @@ def _quiet_lightning() -> Iterator[None]:
 
 @dataclass
 class Fit:
-    """What one ``Trainer.fit`` came to. ``course``: the data fit ``(steps, B)``, without the last look."""
+    """What one ``Trainer.fit`` came to. ``course``: the data fit ``(steps, B)``, without the last look; ``ends``: the
+    last point of every stage, on the CPU."""
 
     best: BestIterate
     course: Tensor
     stages: list[int]
     seconds: float
     evaluations: int
-    strip: list[Tensor]
+    ends: list[LatentPoint]
     posterior: PosteriorSamples | None
     broken: Exception | None
 
@@ -132,10 +134,10 @@ class Fits:
     ) -> Fit:
         """Optimise; what breaks it off is kept, unless it was asked for."""
         method = self.method
-        projection, history, strip = L1Projection(), History(), PictureStrip()
+        projection, history, ends = L1Projection(), History(), StageEnds()
         spheres = Spheres(method.spheres if after is None else (), method.standardize if after is None else ())
         own: list[Callback] = [
-            StageSchedule(), best, spheres, PlugAndPlay(), projection, Discrepancy(), history, strip
+            StageSchedule(), best, spheres, PlugAndPlay(), projection, Discrepancy(), history, ends
         ]  # fmt: skip
         posterior = PosteriorSamples(method.sample_steps()) if method.keep == "samples" else None
         if posterior is not None:
@@ -169,5 +171,11 @@ class Fits:
                 raise
             except Exception as error:
                 broken = error
+        taken = len(history.fit)
+        if broken is None and taken < problem.schedule.steps:  # Lightning takes a StopIteration for the end of the data
+            broken = RuntimeError(
+                f"it ended after {taken} of {problem.schedule.steps} steps: the generator or the operator raised "
+                "StopIteration (next() of nothing?)"
+            )
         course = torch.stack(history.fit).cpu() if history.fit else torch.zeros(0, problem.point.batch_size)
-        return Fit(best, course, history.stage, history.seconds, problem.evaluations, strip.pictures, posterior, broken)
+        return Fit(best, course, history.stage, history.seconds, problem.evaluations, ends.points, posterior, broken)

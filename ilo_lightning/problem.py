@@ -169,7 +169,7 @@ class InverseProblem(pl.LightningModule):
         first = [each for each in self.schedule.stages if each.layer == self._origin.layer][-1]
         free = {name: tensor.clone().requires_grad_() for name, tensor in self._origin.tensors.items()
                 if first.frees(variable_of(name), index_of(name))}  # fmt: skip
-        compared = [name for name in target.tensors if name not in self._origin.tensors]
+        compared = [name for name in target.tensors if variable_of(name) not in ("latent", "style", "noise")]
         scale = {name: target[name].flatten(1).square().sum(1).clamp_min(1e-12) for name in compared}
         optimizer = torch.optim.Adam(list(free.values()), lr=first.lr)
         best, distance = self._origin, torch.full_like(next(iter(scale.values())), torch.inf)
@@ -186,7 +186,8 @@ class InverseProblem(pl.LightningModule):
             best = select(closer, point.detach(), best)
             if step == stage.range_steps:
                 break
-            gradients = torch.autograd.grad(error.sum(), list(free.values()))
+            # What only deeper layers look at, such as their noise maps, has no gradient and stays.
+            gradients = torch.autograd.grad(error.sum(), list(free.values()), allow_unused=True)
             for tensor, gradient in zip(free.values(), gradients, strict=True):
                 tensor.grad = gradient
             optimizer.step()

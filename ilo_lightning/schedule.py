@@ -166,7 +166,8 @@ class Stage:
             _number("method.bm3d", self.bm3d, positive=True, finite=True)
         if self.sigma == 0 or (self.sigma is None and self.optimizer == "langevin"):
             raise ScheduleError(
-                f"method.sigma={self.sigma}: samples of the posterior need noise on the measurement; give its standard "
+                f"method.sigma={'null' if self.sigma is None else self.sigma}: "
+                "samples of the posterior need noise on the measurement; give its standard "
                 "deviation, e.g. task.noise.sigma=0.1, or method.sigma=0.1 where the task doesn't know it"
             )
         if self.sigma is not None:
@@ -299,7 +300,8 @@ class Method:
         self._check_selection()
         if self.keep == "best" and any(stage.data_fit != self.schedule[0].data_fit for stage in self.schedule.stages):
             raise ScheduleError(
-                "method.data_fit: iterates of stages that minimise different things can't be ranked; use "
+                f"method.data_fit={[dict(stage.data_fit) for stage in self.schedule.stages]}: "
+                "iterates of stages that minimise different things can't be ranked; use "
                 "method.keep=last, or one weight for all stages"
             )
         if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.+-]*", self.name):
@@ -336,7 +338,8 @@ class Method:
                 )
         if self.keep == "best" and any(stage.jitter for stage in self.schedule.stages):
             raise ScheduleError(
-                "method.jitter: what is ranked is the code with its noise, and what is kept the code without; use "
+                f"method.jitter={max(stage.jitter for stage in self.schedule.stages)}: "
+                "what is ranked is the code with its noise, and what is kept the code without; use "
                 "method.keep=last"
             )
 
@@ -581,11 +584,16 @@ class Method:
             )
         enough = float(noise_level) ** 2 if stop and noise_level and keep != "samples" else None
         _choice("method.radius_mode", radius_mode, RADIUS_MODES)
-        if "activation" in (radii or {}):
-            raise ScheduleError("method.radii.activation: give the activation's radius as method.radius")
+        if radii and "activation" in radii:
+            raise ScheduleError(
+                f"method.radii.activation={radii['activation']}: give the activation's radius as method.radius"
+            )
         if noise_lookahead is not None:
             if noise_maps is not None:
-                raise ScheduleError("method.noise_lookahead and method.noise_maps are both given; set one to null")
+                raise ScheduleError(
+                    f"method.noise_lookahead={noise_lookahead}, method.noise_maps={noise_maps}: both given; "
+                    "set one to null"
+                )
             noise_maps = [_count("method.noise_lookahead", noise_lookahead) + 2 * _count("method.layers", layer)
                           for layer in layers]  # fmt: skip
         bounds = {"activation": radius, **(radii or {})}

@@ -148,7 +148,7 @@ def combine(points: LatentPoint, weights: Tensor) -> LatentPoint:
 def restraint(
     images: Tensor, weights: Tensor, point: LatentPoint, residual: Tensor, anchor: float, points: float
 ) -> Callable[[LatentPoint, Tensor], Tensor]:
-    """What holds the refit at the mean of the candidates, in the units of its data fit: of a point p and its image x
+    """What holds the refit at the mean of the candidates, as a mean squared error: of a point p and its image x
     ``residual · (anchor · ‖x - mean‖² / spread + points · ‖p - point‖₁ / ‖point‖₁)``. The squares are means over
     pixels; the last term is the penalty ``deviation``. The more the candidates disagree, the less the mean of their
     images says; the less y was predicted, the less y says.

@@ -185,6 +185,11 @@ def solve(
             again = fits.run(refit, BestIterate("loss"), checkpoint, first)
     broken = first.broken or (again.broken if again else None)
     reconstruction = _reconstruction(generator, method, names, seed, info or {}, first, selection, again)
+    if reconstruction is not None:
+        try:
+            reconstruction.strip.extend(_pictures(generator, method, first, selection, again))
+        except Exception as error:  # of a user's own generator: what was found isn't lost
+            broken = broken or error
     if broken is not None:
         done = len(first.course) + (len(again.course) if again else 0)
         raise SolveError(_describe(broken, done, method, images), reconstruction) from broken
@@ -288,22 +293,22 @@ def _reconstruction(
     if best.fit is None or best.score is None or best.step is None:
         return None
     images = len(names) // copies
-    scores = best.score.nan_to_num(nan=torch.inf).view(images, copies).cpu()
-    ranked = scores.argmin(dim=1) if selection is None else selection.weights.argmax(dim=1).cpu()
+    ranked = _ranking(method, first, selection)
     chosen = (ranked + torch.arange(images) * copies).tolist()
     points, steps, fits = best.points, best.step.view(images, copies).cpu(), best.fit.cpu()
     depth = [[point.layer for point in points[i * copies : (i + 1) * copies]] for i in range(images)]
-    strip = [pictures[chosen] for pictures in first.strip]
     layers = [stage.layer for stage in method.schedule.stages]
     stages, seconds, evaluations = list(first.stages), first.seconds, first.evaluations * copies
     final = [points[i] for i in chosen]
     fit, course = fits[chosen], first.course[:, chosen]
+    if first.posterior is not None:
+        evaluations += -(-first.posterior.count // 3)  # the samples' pictures, as below
     if selection is not None:
         evaluations += -(-(copies + 1) // 3)  # looks without a gradient, a third of an evaluation each
         final, fit = [selection.point.select([i]) for i in range(images)], selection.fit.cpu()
     if again is not None and again.best.fit is not None:
         final, fit = again.best.points, again.best.fit.cpu()
-        strip, course = strip + again.strip, torch.cat([course, again.course])
+        course = torch.cat([course, again.course])
         stages += [len(layers)] * len(again.stages)
         layers.append(final[0].layer)
         seconds, evaluations = seconds + again.seconds, evaluations + again.evaluations
@@ -331,7 +336,26 @@ def _reconstruction(
         )
         for image in range(images)
     ]
-    return Reconstruction(solutions, strip, first.posterior if first.posterior and first.posterior.count else None)
+    return Reconstruction(solutions, [], first.posterior if first.posterior and first.posterior.count else None)
+
+
+def _ranking(method: Method, first: Fit, selection: _Selection | None) -> Tensor:
+    """``(B,)``: which copy of each image was the best, or weighs most."""
+    if selection is not None:
+        return selection.weights.argmax(dim=1).cpu()
+    assert first.best.score is not None
+    return first.best.score.nan_to_num(nan=torch.inf).view(-1, method.copies).argmin(dim=1).cpu()
+
+
+@torch.no_grad()
+def _pictures(
+    generator: LayeredGenerator, method: Method, first: Fit, selection: _Selection | None, again: Fit | None
+) -> list[Tensor]:
+    """Per stage, the images at its end: those of the copy that weighs most, and of the refit."""
+    ranked = _ranking(method, first, selection)
+    chosen = ranked + torch.arange(len(ranked)) * method.copies
+    ends = [point.select(chosen) for point in first.ends] + (again.ends if again else [])
+    return [generator(point.to(generator.device)).cpu() for point in ends]
 
 
 def _finite(value: Tensor) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ilo_lightning.randomness import generator_for
 from ilo_lightning.schedule import Method, ScheduleError
 from ilo_lightning.solve import solve
 from tests.networks import rngs, small_stylegan2
-from tests.test_solve import KEYS, problem
+from tests.test_solve import KEYS, ilo, problem
 
 CONF = Path(__file__).parents[1] / "conf" / "method"
 
@@ -92,7 +93,8 @@ def test_what_is_claimed_is_what_the_saved_point_measures(name: str):
         fit = mean_squared_error(operator(generator(solution.point)), measurement.select([i])).item()
         assert fit == pytest.approx(solution.info["data_fit"], rel=1e-9)
         method = SHORT[name]
-        assert solution.info["evaluations"] == method.evaluations + method.restarts  # one last look at each
+        # One last look at each, and the samples' pictures without a gradient.
+        assert solution.info["evaluations"] == method.evaluations + method.restarts + math.ceil(method.samples / 3)
 
 
 @pytest.mark.parametrize("name", [*SHORT, "csgm", "ilo"])
@@ -492,6 +494,45 @@ def test_the_centre_lies_in_the_range_and_nearer_than_the_last_code():
     assert (distance(center) < distance(generator.advance(code, 1))).all()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers": [1, 2, 2], "free": "gr", "spheres": [], "noise_maps": None, "radii": {}},
+        {"radii": {"rgb": 0.02}},  # frees noise maps, of which an earlier layer uses only its own
+        {"radii": {}, "noise_maps": None, "free": "lgr"},
+    ],
+    ids=["begins below the codes", "free noise maps", "codes"],
+)
+def test_every_step_is_taken_with_the_center_in_the_range(changes: dict[str, Any]):
+    generator, operator, measurement = problem()
+    shipped = ilo(**{**changes, "steps": [3, 2, 2]}, center="range", range_steps=3)
+    for solution in solve(generator, operator, measurement, shipped, KEYS).solutions:
+        assert len(solution.history) == 7 and solution.info["stage"] == [0, 0, 0, 1, 1, 2, 2]
+        assert solution.info["evaluations"] == 7 + 3 + 1
+
+
+# --- PULSE ----------------------------------------------------------------------------------------------------------
+
+
+def test_pulse_minimises_what_was_published_on_the_published_ramp():
+    """100·L2 + 0.05·GEOCROSS of images on [0, 1], eps 2e-3 there, learning rate 0.4, and linear1cycledrop."""
+    generator, operator, measurement = problem()
+    (stage,) = method("pulse").schedule.stages
+    assert (stage.lr, stage.steps) == (0.4, 100)
+    point = generator.sample(rngs(1, 2, 3), "gaussian_w_plus")
+    image = generator(point)
+    on_unit = mean_squared_error((operator(image) + 1) / 2, replace(measurement, y=(measurement.y + 1) / 2))
+    together = PENALTIES["geocross_styles"](generator, point, point, image)
+    published = 100 * on_unit + 0.05 * together
+    ours = stage.data_fit["mse"] * mean_squared_error(operator(image), measurement)
+    ours = ours + stage.penalties["geocross_styles"] * together
+    torch.testing.assert_close(25 * ours, published)
+    assert stage.floor == pytest.approx(4 * 2e-3)
+    times, factors = [0.0, 0.45, 0.9, 1.0], [0.1, 1.0, 0.1, 0.001]  # linear between
+    for step in range(stage.steps):
+        assert stage.factor(step) == pytest.approx(np.interp(stage.time(step), times, factors), abs=1e-12)
+
+
 # --- Langevin -------------------------------------------------------------------------------------------------------
 
 
@@ -531,6 +572,71 @@ def test_langevin_samples_the_posterior_of_a_linear_gaussian_problem():
     assert result.posterior is not None and result.posterior.count == 40
     torch.testing.assert_close(result.posterior.mean[0], pictures.mean(0))
     torch.testing.assert_close(result.posterior.std[0], pictures.std(0))
+
+
+def test_langevin_below_the_codes_samples_the_ball():
+    """Uniform in an l1 ball around where the stage begins, times the likelihood: against importance sampling."""
+    torch.manual_seed(0)
+    blocks = [nn.Linear(2, 2, bias=False), nn.Sequential(nn.Linear(2, 12, bias=False), nn.Unflatten(1, (3, 2, 2)))]
+    generator = SequentialGenerator(blocks, [2]).double().requires_grad_(False)
+    operator = Inpainting(generator.image_shape, fraction=0.5)
+    truth = generator(generator.sample(rngs(1), None))
+    sigma, radius, chains = 0.5, 1.0, 100
+    measurement = measure(operator, GaussianNoise(sigma), truth, rngs(3))
+    shipped = method(
+        "langevin", layers=[0, 1], steps=[20, 800], lr=[0.1, 0.004], free=["latent", "activation"], radius=radius,
+        radius_mode="absolute", sigma=sigma, samples=40, penalties={"latent_norm": [0.5, 0]},
+    )  # fmt: skip
+    ends, centers = [], []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, problem, outputs, batch, batch_idx):
+            if problem.stage_index == 1 and batch_idx in shipped.sample_steps():
+                ends.append(problem.variables["activation"].detach().clone())
+                centers.append(problem.center["activation"].detach())
+
+    same = LatentPoint(0, {"latent": torch.tensor([[0.3, -0.4]]).double().repeat(chains, 1)}, "z")
+    keys = [f"chain {i}" for i in range(chains)]
+    solve(generator, operator, measurement.select([0] * chains), shipped, keys, init=same, callbacks=[Look()])
+    center = centers[0]
+    assert (center - center[0]).abs().max() < 1e-9, "every chain has the same ball"
+    rng = np.random.default_rng(0)
+    directions = rng.laplace(size=(200_000, 2))
+    uniform = directions / np.abs(directions).sum(1, keepdims=True) * rng.random((200_000, 1)) ** 0.5 * radius
+    candidates = center[:1] + torch.from_numpy(uniform)
+    predicted = generator(LatentPoint(1, {"activation": candidates}, "z"))
+    weight = measurement.weight.expand_as(truth)
+    energy = (weight * (predicted - measurement.y).square()).flatten(1).sum(1) / (2 * sigma**2)
+    weights = torch.softmax(-energy, dim=0)[:, None]
+    mean = (weights * candidates).sum(0)
+    spread = (weights * (candidates - mean).square()).sum(0).sqrt()
+    samples = torch.cat(ends)
+    assert ((samples.mean(0) - mean).abs() < 0.15 * spread).all()
+    assert (samples.std(0) / spread - 1).abs().max() < 0.1
+
+
+def test_the_remedy_for_a_shallow_generator_is_the_schedule_without_its_refit():
+    generator = SequentialGenerator([nn.Linear(4, 6), nn.Linear(6, 12), nn.Unflatten(1, (3, 2, 2))], [4])
+    shipped = method("ilo", radius="auto", radii={}, select="stacking")
+    remedy = r"has layers 0 … 2; use method\.layers=\[0,1,2\] method\.steps=\[14,14,14\] method\.lr=\[0\.1,0\.1,0\.05\]"
+    with pytest.raises(ScheduleError, match=remedy):
+        check_method(shipped, generator)
+
+
+@pytest.mark.parametrize(("name", "generator"), [("lasso", "wavelets"), ("total_variation", "pixels")])
+def test_classical_references_are_refused_on_other_generators(name: str, generator: str):
+    with pytest.raises(ScheduleError, match=rf"method\.space={generator}: StyleGAN2 has .*; use generator={generator}$"):
+        check_method(method(name), problem()[0])
+
+
+def test_langevin_without_a_prior_is_refused():
+    generator, *_ = problem()
+    changes = {"layers": [0, 1], "free": "lg", "sigma": 0.1}
+    with pytest.raises(ScheduleError, match=r"langevin: nothing says how likely a value of activation is at layer 1"):
+        check_method(method("langevin", **changes), generator)
+    check_method(method("langevin", **changes, radius=0.1), generator)
+    with pytest.raises(ScheduleError, match=r"value of latent is at layer 0.*latent_norm=0\.5"):
+        check_method(method("langevin", sigma=0.1, penalties={}), generator)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ilo_lightning.callbacks import ResumeCheckpoint
 from ilo_lightning.generators.base import LatentPoint
 from ilo_lightning.generators.sequential import SequentialGenerator
+from ilo_lightning.losses import deviation
 from ilo_lightning.operators import Denoising, GaussianNoise, Inpainting, Measurement, measure
 from ilo_lightning.projections import project_simplex
 from ilo_lightning.schedule import Method, ScheduleError
@@ -26,7 +27,6 @@ from tests.test_solve import KEYS, ilo, problem
 def automatic(**changes) -> Method:
     fields = {
         "radius": "auto", "radii": {"rgb": "auto"}, "candidates": [0.01, 0.1], "select": "stacking", "refit_steps": 4,
-        "refit_deviation": 0.01,
         "free": "lgr", "noise": "zero", "noise_maps": None, "steps": [3, 2, 3],
     }  # fmt: skip
     return ilo(**{**fields, **changes})
@@ -144,6 +144,7 @@ def test_the_restraint_is_none_at_the_mean_and_weighs_what_the_docs_say():
     held = restraint(images, weights, point, residual, 0.5, 2.0)
     mean = torch.einsum("bk,bkchw->bchw", weights, images)
     assert held(point, mean).tolist() == [0.0, 0.0]
+    assert float(deviation(point, point.map(torch.zeros_like)).sum()) == 0.0, "of zeros: no unit"
     spread = (images - mean[:, None]).square().mean(dim=(1, 2, 3, 4))
     torch.testing.assert_close(held(point, mean + 1), residual * 0.5 / spread)
     moved = point.map(lambda tensor: tensor * torch.tensor([1.25, 0.5]).double().view(-1, *[1] * (tensor.ndim - 1)))
@@ -157,6 +158,21 @@ def test_where_the_mean_says_nothing_nothing_is_held(alike: str):
     point = LatentPoint(4, {"activation": torch.randn(1, 5, 4, 4)})
     held = restraint(images, torch.full((1, 2), 0.5), point, residual, 1.0, 1.0)
     assert held(point.map(lambda tensor: tensor + 1), images[:, 0] + 1).tolist() == [0.0]
+
+
+def test_the_more_the_refit_is_held_the_less_it_leaves_the_mean():
+    """Of activation and RGB, by the solutions; and by the gradients, which are finite where the refit begins, too."""
+    generator, operator, measurement = problem()
+    begins = solve(generator, operator, measurement, automatic(refit=False), KEYS).solutions
+    moved = []
+    for strength in (0.0, 1.0, 1e3):
+        method = automatic(refit_deviation=strength, anchor=0.0, refit_steps=30)
+        found = solve(generator, operator, measurement, method, KEYS).solutions
+        moved.append([float(deviation(a.point, b.point)) for a, b in zip(found, begins, strict=True)])
+        assert all(solution.history.isfinite().all() for solution in found)
+    for free, held, fixed in zip(*moved, strict=True):
+        assert free > 1.2 * held and held > 0
+        assert fixed < 1e-3
 
 
 def test_a_candidate_is_a_run_of_its_own_with_that_radius():
@@ -272,7 +288,8 @@ def test_a_candidate_that_is_not_finite_is_left_out_of_the_refit():
     operator = Blind(generator.image_shape)
     measurement = measure(operator, GaussianNoise(0.1), truth, rngs(0, 1, 2))
     operator.looks = 0
-    for solution in solve(generator, operator, measurement, automatic(), KEYS).solutions:
+    # Hardly held, since so short a search predicts nothing.
+    for solution in solve(generator, operator, measurement, automatic(refit_deviation=0.01), KEYS).solutions:
         assert solution.info["selection"]["weights"] == [1.0, 0.0]
         assert "fault" not in solution.info and solution.history.isfinite().all()
         assert solution.info["data_fit"] < solution.history[8], "the refit has moved it"

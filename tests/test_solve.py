@@ -12,7 +12,7 @@ from ilo_lightning.generators.base import variable_of
 from ilo_lightning.losses import mean_squared_error
 from ilo_lightning.operators import GaussianNoise, Inpainting, Measurement, PartialCirculant, measure
 from ilo_lightning.schedule import Method, ScheduleError
-from ilo_lightning.solve import solve
+from ilo_lightning.solve import SolveError, solve
 from tests.bare_loop import bare_loop
 from tests.networks import rngs, small_stylegan2
 
@@ -65,6 +65,20 @@ def test_the_engine_computes_what_a_bare_loop_computes(method: Method):
         torch.testing.assert_close(solution.history, fits[:-1, i], rtol=1e-9, atol=0)
         assert solution.info["data_fit"] == pytest.approx(best_fit[i].item(), rel=1e-9)
         assert solution.info["evaluations"] == method.schedule.steps + 1
+
+
+def test_what_ends_the_optimisation_early_is_an_error():
+    """Lightning takes a StopIteration, as of ``next`` of nothing, for the end of the data."""
+    generator, operator, measurement = problem()
+
+    class Ends(Callback):
+        def on_train_batch_start(self, trainer, problem, batch, batch_idx):
+            if trainer.global_step == 5:
+                raise StopIteration
+
+    with pytest.raises(SolveError, match=r"ended after \d+ of 12 steps.*StopIteration") as caught:
+        solve(generator, operator, measurement, ilo(), KEYS, callbacks=[Ends()])
+    assert caught.value.reconstruction is not None and len(caught.value.reconstruction.solutions) == 3
 
 
 def test_batch_equals_one_at_a_time():

@@ -7,11 +7,11 @@ from .curves import Curves
 from .discrepancy import Discrepancy
 from .history import History
 from .l1_projection import L1Projection
-from .picture_strip import PictureStrip
 from .plug_and_play import PlugAndPlay
 from .progress import Progress
 from .samples import PosteriorSamples
 from .sphere import Spheres
+from .stage_ends import StageEnds
 from .stage_schedule import StageSchedule
 
 __all__ = [
@@ -20,11 +20,11 @@ __all__ = [
     "Discrepancy",
     "History",
     "L1Projection",
-    "PictureStrip",
     "PlugAndPlay",
     "PosteriorSamples",
     "Progress",
     "ResumeCheckpoint",
     "Spheres",
+    "StageEnds",
     "StageSchedule",
 ]

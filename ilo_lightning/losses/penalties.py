@@ -31,7 +31,10 @@ def geocross(codes: Tensor) -> Tensor:
     """
     count = codes.shape[1] if codes.ndim == 3 else 1
     if count < 2:
-        raise PenaltyError("compares the codes of the layers, and there is only one; use a space such as w_plus")
+        raise PenaltyError(
+            "compares the codes of the layers, and there is only one; leave it at 0, or use a space with a code per "
+            "layer (StyleGAN2: method.space=w_plus)"
+        )
     first, second = torch.triu_indices(count, count, offset=1, device=codes.device)
     x, y = codes[:, first], codes[:, second]
     apart, together = ((each.square().sum(dim=-1) + _TINY).sqrt() for each in (x - y, x + y))
@@ -90,13 +93,15 @@ def _deviation(generator: LayeredGenerator, point: LatentPoint, center: LatentPo
 
 def deviation(point: LatentPoint, center: LatentPoint) -> Tensor:
     """``(B,)``: ``‖x - c‖₁ / ‖c‖₁`` of the activation and the RGB skip (of all but codes and noise), summed: how far
-    the point has left what the layers above can make, as a sparse additive deviation (DMILO)."""
+    the point has left what the layers above can make, as a sparse additive deviation (DMILO). Where c is zero, there is
+    no unit to measure it in, and nothing is added."""
     names = [name for name in point.tensors if variable_of(name) not in ("latent", "style", "noise")]
     total = torch.zeros(point.batch_size, dtype=next(iter(point.tensors.values())).dtype)
     total = total.to(next(iter(point.tensors.values())).device)
     for name in names:
-        norm = center[name].flatten(1).abs().sum(dim=1).clamp_min(_TINY)
-        total = total + (point[name] - center[name]).flatten(1).abs().sum(dim=1) / norm
+        norm = center[name].flatten(1).abs().sum(dim=1)
+        moved = (point[name] - center[name]).flatten(1).abs().sum(dim=1)
+        total = total + torch.where(norm > 0, moved / torch.where(norm > 0, norm, 1.0), 0.0)
     return total
 
 
