@@ -34,13 +34,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from cache import computed_once
-from common import Row, decoded, observed, publish, row, setting_of, solutions_of, truth_of
+from cache import computed_once, parts
+from common import Limit, Row, decoded, observed, publish, row, setting_of, solutions_of, truth_of
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from ilo_lightning import metrics
-from ilo_lightning.pipeline import Setting, parts_of
+from ilo_lightning.pipeline import Setting
 from ilo_lightning.problem import InverseProblem
 
 DEFAULT, PUBLISHED = "default", "published"
@@ -58,7 +58,8 @@ CANDIDATES = {
     "ilo_800": ["method=ilo", "method.evaluations=800"],
     "csgm_400": ["method=csgm", "method.evaluations=400"],
 }
-RADII = (0.05, 0.1, 0.2, 0.4, 1.0)
+RADII = (0.05, 0.1, 0.2, 0.4, 1.0, 3.0)
+LIMITS = [Limit("evaluations_fraction", 1 / 3), Limit("seconds_fraction", 1.0)]
 TASKS = {
     "random_pixels_10": ["task=inpainting", "task.fraction=0.1"],
     "denoising_0.2": ["task=denoising", "task.noise.sigma=0.2"],
@@ -151,11 +152,14 @@ class Study:
             setting = self._setting(task, PUBLISHED, self.tune, radius)
             path = self.cache / "tune" / task / f"radius{radius}.json"
             outcomes = computed_once(
-                path, parts_of(setting), lambda setting=setting: [solved(setting, part) for part in setting.batches]
+                path, parts(setting), lambda setting=setting: [solved(setting, part) for part in setting.batches]
             )
             errors[radius] = fmean(outcome["mse"] for outcome in outcomes)
             print(f"{task}  {PUBLISHED} with radius {radius}: mse {errors[radius]:.5f}", flush=True)
-        return min(errors, key=errors.__getitem__)
+        best = min(errors, key=errors.__getitem__)
+        if best in (RADII[0], RADII[-1]):
+            print(f"{task}: the best radius, {best}, is the last that was tried on its side")
+        return best
 
     def outcomes(self, task: str, radius: float, seeds: Sequence[int]) -> Outcomes:
         """What every candidate makes of every batch, with every seed; one after another for each batch."""
@@ -164,12 +168,12 @@ class Study:
             settings = {
                 name: self._setting(task, name, self.images, radius, f"seed={seed}") for name in self.candidates
             }
-            parts = {name: parts_of(setting) for name, setting in settings.items()}
+            depends = {name: parts(setting) for name, setting in settings.items()}
             for number, members in enumerate(settings[DEFAULT].batches):
                 path = self.cache / "images" / task / f"seed{seed}-{number:03d}.json"
                 outcome = computed_once(
                     path,
-                    {"batch": number, "candidates": parts},
+                    {"batch": number, "candidates": depends},
                     lambda settings=settings, members=members: {
                         name: solved(setting, members) for name, setting in settings.items()
                     },
@@ -259,7 +263,7 @@ def main() -> None:
         rows += table(task, found[task], radius)
     if arguments.plot is not None:
         draw(found, arguments.plot)
-    publish("budget", rows, arguments.json)
+    publish("budget", rows, arguments.json, LIMITS)
 
 
 if __name__ == "__main__":

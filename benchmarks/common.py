@@ -85,11 +85,18 @@ def machine() -> str:
 
 @dataclass(frozen=True)
 class Limit:
-    """What a number must not exceed: ``metric``, in one ``case`` or in all."""
+    """Between what a number must lie: ``metric``, in one ``case`` or in all. A number that is nan doesn't."""
 
     metric: str
-    most: float
+    most: float = math.inf
     case: str | None = None
+    least: float = -math.inf
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        ends = [("at least", self.least), ("at most", self.most)]
+        return " and ".join(f"{word} {end:.4g}" for word, end in ends if math.isfinite(end))
 
     def holds_for(self, entry: Row) -> bool:
         """Whether it is about this number."""
@@ -100,7 +107,7 @@ def publish(benchmark: str, rows: Iterable[Row], path: Path | None, limits: Iter
     """Print the rows, with their limits and whether they are kept, and write them to ``path`` if given.
 
     Raises:
-        SystemExit: with code 1, when all is printed and written, if a limit is exceeded.
+        SystemExit: with code 1, when all is printed and written, if a limit is not kept.
     """
     rows, limits = list(rows), list(limits)
     width = max(len(entry["case"]) for entry in rows)
@@ -109,9 +116,9 @@ def publish(benchmark: str, rows: Iterable[Row], path: Path | None, limits: Iter
         line = f"{entry['case']:{width}}  {entry['metric']:24} {entry['value']:10.4g} {entry['unit']}"
         for limit in limits:
             if limit.holds_for(entry):
-                kept = entry["value"] <= limit.most
-                verdicts.append({"case": entry["case"], "metric": entry["metric"], "limit": limit.most, "kept": kept})
-                line += f"   limit {limit.most:.4g} {entry['unit']}: {'kept' if kept else 'EXCEEDED'}"
+                kept = limit.least <= entry["value"] <= limit.most
+                verdicts.append({"case": entry["case"], "metric": entry["metric"], "limit": limit.text, "kept": kept})
+                line += f"   {limit.text}: {'kept' if kept else 'MISSED'}"
         print(line)
     if path is not None:
         record = {

@@ -214,4 +214,10 @@ def test_what_identifies_a_result(script, pictures: Path):
     base = ["task=denoising", f"data.path={pictures}"]
     parts = parts_of(make(*base))
     assert parts == parts_of(make(*base)) != parts_of(make(*base, "method.lr=0.2"))
+    built = script("cache").parts
+    one_path = [*base, "method.radius=0.1"]
+    assert built(make(*one_path)) == built(make(*one_path, "method.anchor=0.5", "method.refit_steps=3")), "no refit"
+    assert built(make(*one_path)) == built(make(*one_path, "method.steps=[14,14,14,14]")), "however it is said"
+    assert built(make(*one_path)) != built(make(*one_path, "method.steps=[14,14,14,15]"))
+    assert built(make(*base)) != built(make(*base, "method.anchor=0.5"))
     assert len(parts["images"]) == 2 and parts["images"] != parts_of(make(*base, "data.limit=1"))["images"]

@@ -625,7 +625,8 @@ def test_the_remedy_for_a_shallow_generator_is_the_schedule_without_its_refit():
 
 @pytest.mark.parametrize(("name", "generator"), [("lasso", "wavelets"), ("total_variation", "pixels")])
 def test_classical_references_are_refused_on_other_generators(name: str, generator: str):
-    with pytest.raises(ScheduleError, match=rf"method\.space={generator}: StyleGAN2 has .*; use generator={generator}$"):
+    message = rf"method\.space={generator}: StyleGAN2 has .*; use generator={generator}$"
+    with pytest.raises(ScheduleError, match=message):
         check_method(method(name), problem()[0])
 
 
