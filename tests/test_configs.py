@@ -36,6 +36,8 @@ def test_composes_and_instantiates(group: str, name: str, tmp_path: Path):
         overrides.append(f"generator.checkpoint={tmp_path / 'own.safetensors'}")
     if (group, name) == ("generator", "mnist_vae"):  # three layers; the methods name four
         overrides += ["method.layers=[0,1,2]", "method.steps=[1,1,1]", "method.lr=[0.1,0.1,0.1]"]
+    if (group, name) in (("method", "lasso"), ("method", "total_variation")):
+        overrides.append(f"generator={'wavelets' if name == 'lasso' else 'pixels'}")
     if (group, name) in (("generator", "pixels"), ("generator", "wavelets")):  # one layer; the methods for it
         overrides.append(f"method={'lasso' if name == 'wavelets' else 'total_variation'}")
     if (group, name) in (("experiment", "ablation_losses"), ("perceptual", "stlpips_alex")) or "lpips" in name:
