@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from .generators.base import LatentPoint, LayeredGenerator, variable_of
+from .generators.base import LatentPoint, LayeredGenerator, is_made, variable_of
 from .losses.penalties import PENALTIES
 from .operators.base import ForwardOperator, Measurement
 from .optimizers import Langevin, NormalizedDescent
@@ -169,7 +169,7 @@ class InverseProblem(pl.LightningModule):
         first = [each for each in self.schedule.stages if each.layer == self._origin.layer][-1]
         free = {name: tensor.clone().requires_grad_() for name, tensor in self._origin.tensors.items()
                 if first.frees(variable_of(name), index_of(name))}  # fmt: skip
-        compared = [name for name in target.tensors if variable_of(name) not in ("latent", "style", "noise")]
+        compared = [name for name in target.tensors if is_made(name)]
         scale = {name: target[name].flatten(1).square().sum(1).clamp_min(1e-12) for name in compared}
         optimizer = torch.optim.Adam(list(free.values()), lr=first.lr)
         best, distance = self._origin, torch.full_like(next(iter(scale.values())), torch.inf)

@@ -187,7 +187,8 @@ def solve(
     reconstruction = _reconstruction(generator, method, names, seed, info or {}, first, selection, again)
     if reconstruction is not None:
         try:
-            reconstruction.strip.extend(_pictures(generator, method, first, selection, again))
+            strip = _pictures(generator, method, first, selection, again)
+            reconstruction = replace(reconstruction, strip=strip)
         except Exception as error:  # of a user's own generator: what was found isn't lost
             broken = broken or error
     if broken is not None:

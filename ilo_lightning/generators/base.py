@@ -85,6 +85,11 @@ def variable_of(name: str) -> str:
     return variable if index.isdigit() else name
 
 
+def is_made(name: str) -> bool:
+    """Whether a tensor of a point is made by the layers above (activation, RGB skip): no code, style or noise map."""
+    return variable_of(name) not in ("latent", "style", "noise")
+
+
 class LayeredGenerator(nn.Module, ABC):
     """A frozen generator G = G_L ∘ … ∘ G_1 that can be entered at each of its layers.
 

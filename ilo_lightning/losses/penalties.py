@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..generators.base import LatentPoint, LayeredGenerator, variable_of
+from ..generators.base import LatentPoint, LayeredGenerator, is_made, variable_of
 
 _TINY = 1e-9
 
@@ -95,7 +95,7 @@ def deviation(point: LatentPoint, center: LatentPoint) -> Tensor:
     """``(B,)``: ``‖x - c‖₁ / ‖c‖₁`` of the activation and the RGB skip (of all but codes and noise), summed: how far
     the point has left what the layers above can make, as a sparse additive deviation (DMILO). Where c is zero, there is
     no unit to measure it in, and nothing is added."""
-    names = [name for name in point.tensors if variable_of(name) not in ("latent", "style", "noise")]
+    names = [name for name in point.tensors if is_made(name)]
     total = torch.zeros(point.batch_size, dtype=next(iter(point.tensors.values())).dtype)
     total = total.to(next(iter(point.tensors.values())).device)
     for name in names:
