@@ -20,9 +20,9 @@ from torch import Tensor
 from ilo_lightning import identity
 from ilo_lightning.files import write_atomically
 from ilo_lightning.job import build
+from ilo_lightning.method import Method
 from ilo_lightning.observations import Observation, observe
 from ilo_lightning.pipeline import Setting
-from ilo_lightning.schedule import Method
 from ilo_lightning.solution import Solution
 from ilo_lightning.solve import solve
 

@@ -17,8 +17,8 @@ from common import decoded, observed, publish, row, setting_of, solutions_of, tr
 from torch import Tensor
 
 from ilo_lightning import metrics
+from ilo_lightning.method import Method
 from ilo_lightning.pipeline import Setting
-from ilo_lightning.schedule import Method
 
 TASKS = {
     "inpainting_box": ["task=inpainting"],

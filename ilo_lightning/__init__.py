@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from .generators.base import LatentPoint, LayeredGenerator
     from .generators.checkpoints import load_generator
     from .generators.stylegan2 import StyleGAN2
+    from .method import Method
     from .problem import InverseProblem
-    from .schedule import Method, Schedule, Stage
+    from .schedule import Schedule, Stage
     from .solution import Solution
     from .solve import solve
 
@@ -39,7 +40,7 @@ _MODULE_OF = {
     "InverseProblem": ".problem",
     "LatentPoint": ".generators.base",
     "LayeredGenerator": ".generators.base",
-    "Method": ".schedule",
+    "Method": ".method",
     "Schedule": ".schedule",
     "Solution": ".solution",
     "Stage": ".schedule",

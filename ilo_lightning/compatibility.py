@@ -10,8 +10,9 @@ import torch
 from .callbacks.plug_and_play import check_bm3d
 from .generators.base import LatentPoint, LayeredGenerator, variable_of
 from .losses.penalties import PENALTIES, PenaltyError
+from .method import Method
 from .problem import index_of
-from .schedule import VARIABLES, Method, ScheduleError, Stage
+from .schedule import VARIABLES, ScheduleError, Stage
 
 IMAGE_SPACES = ("pixels", "wavelets")
 """Spaces of the generators of these names, which make any image."""

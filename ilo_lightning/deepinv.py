@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .generators.base import LayeredGenerator
+from .method import Method
 from .observations import device_of, digest_of
 from .operators.base import ForwardOperator, LinearOperator, Measurement, check_image_shape
 from .rehearsal import one_line
-from .schedule import Method
 from .solve import solve
 
 

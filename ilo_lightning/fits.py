@@ -33,8 +33,8 @@ from .callbacks import (
 from .callbacks.progress import Display
 from .generators.base import LatentPoint
 from .interrupt import Interrupted
+from .method import Method
 from .problem import InverseProblem
-from .schedule import Method
 
 # What doesn't change the optimisation: not limit_train_batches, accumulate_grad_batches, gradient_clip_val, max_time, …
 TRAINER_ARGUMENTS = ("accelerator", "precision", "deterministic", "benchmark", "detect_anomaly", "profiler")

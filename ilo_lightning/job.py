@@ -26,6 +26,7 @@ from .generators.base import LayeredGenerator
 from .interrupt import Interrupted, StopRequest, Taken, listen
 from .loggers import RunInfo, RunLog
 from .losses import PerceptualFit, PerceptualNet, TargetFit
+from .method import Method
 from .observations import MODES, Measured, Observations, Requested, Simulated
 from .operators import Classifier, ForwardOperator
 from .operators.noise import NoiseModel
@@ -33,7 +34,6 @@ from .ops import ImplementationError, prepare, use
 from .pipeline import problems, run
 from .rehearsal import check_generator_attributes, check_operator_attributes, one_line
 from .report.table import print_scores
-from .schedule import Method
 from .setting import RunError, Setting, renamed
 from .sweeps.inputs import inputs_of
 from .sweeps.point import force_word, refused

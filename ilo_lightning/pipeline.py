@@ -37,10 +37,11 @@ from .files import WriteError, pack, write_atomically
 from .interrupt import StopRequest
 from .loggers import RunLog
 from .observations import Observation, Observations, observe
+from .reconstruction import Reconstruction
 from .records import Row, write_image
 from .rehearsal import one_line
 from .setting import RunError, Setting
-from .solve import Reconstruction, SolveError, solve
+from .solve import SolveError, solve
 from .sweeps.point import Busy, working
 from .sweeps.shard import Shard
 from .sweeps.status import RESULTS

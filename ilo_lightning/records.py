@@ -15,13 +15,13 @@ from . import identity, metrics
 from .callbacks import PosteriorSamples
 from .data.images import save_png, to_uint8
 from .loggers import RunLog
+from .method import Method
 from .observations import Observation, device_of, header
 from .operators.base import Measurement
+from .reconstruction import Reconstruction
 from .report.figure import Panel, save_figure
-from .schedule import Method
 from .setting import Setting
 from .solution import Solution
-from .solve import Reconstruction
 
 Row = dict[str, Any]
 

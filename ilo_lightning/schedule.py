@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 VARIABLES = ("latent", "style", "activation", "rgb", "noise")
 """What the points of our generators hold; a method may name them although a generator has only some."""
-CODES = {"n": "noise", "l": "latent", "s": "style", "g": "activation", "r": "rgb"}
-"""Letters for ``method.free``: ``nlg`` frees noise maps, latents and the generator's activation."""
 OPTIMIZERS = ("adam", "adamw", "sgd", "normalized", "langevin")
 RAMPS = ("cosine", "one_cycle", "constant")
 PENALTIES = (
     "geocross", "geocross_styles", "latent_norm", "latent_l1", "total_variation", "noise_regularity", "deviation",
 )  # fmt: skip
 """What can be added to the loss; see ``losses.penalties``."""
-STARTS = ("random", "mean")
-NOISE_STARTS = ("random", "zero")
-RADIUS_MODES = ("relative", "absolute")
 CENTERS = ("previous", "range")
-KEEPS = ("best", "last", "samples")
-RANKS = ("data_fit", "loss", "held_out", "truth")
-AUTO = "auto"
-"""A radius that is one of ``method.candidates``, whichever the held-out measurements are in favour of."""
-SELECTS = ("holdout", "stacking")
-STOPS = ("discrepancy",)
 DATA_FITS = ("mse", "perceptual", "dead_zone", "cross_entropy")
 """The terms of a method's data fit."""
-
-
 MOST = 10**9
 """Of what is counted: steps, evaluations."""
 
@@ -40,23 +26,16 @@ class ScheduleError(ValueError):
     """A schedule that can't be run; the message names the field, its value and the remedy."""
 
 
-def _number(name: str, value: Any, *, positive: bool = False, finite: bool = False) -> None:
+def check_number(name: str, value: Any, *, positive: bool = False, finite: bool = False) -> None:
+    """Refuse, with ScheduleError, what is no number at least 0."""
     ok = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
     if not ok or value < 0 or (positive and value == 0) or (finite and math.isinf(value)):
         kind = "finite number" if finite else "number"
         raise ScheduleError(f"{name}={value}: expected a {kind} {'greater than' if positive else 'at least'} 0")
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e100
-
-
-def _is_mse(data_fit: Mapping[str, Any]) -> bool:
-    """Whether the mean squared error is all that is minimised."""
-    return {name: weight for name, weight in data_fit.items() if weight} == {"mse": 1}
-
-
-def _count(name: str, value: Any) -> int:
+def check_count(name: str, value: Any) -> int:
+    """A whole number at least 0; anything else is refused with ScheduleError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ScheduleError(f"{name}={value}: expected a whole number, 0 or more")
     if value > MOST:
@@ -64,7 +43,8 @@ def _count(name: str, value: Any) -> int:
     return value
 
 
-def _choice(name: str, value: Any, choices: Sequence[str]) -> str:
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """One of ``choices``; anything else is refused with ScheduleError."""
     if value not in choices:
         raise ScheduleError(f"{name}={value}: expected one of {', '.join(choices)}")
     return value
@@ -125,26 +105,26 @@ class Stage:
     enough: float | None = None
 
     def __post_init__(self) -> None:
-        _count("method.layers", self.layer)
-        _count("method.steps", self.steps)
-        _number("method.lr", self.lr, positive=True, finite=True)
+        check_count("method.layers", self.layer)
+        check_count("method.steps", self.steps)
+        check_number("method.lr", self.lr, positive=True, finite=True)
         for name, radius in self.radii.items():
-            _number("method.radius" if name == "activation" else f"method.radii.{name}", radius)
+            check_number("method.radius" if name == "activation" else f"method.radii.{name}", radius)
         for name, scale in self.lr_scale.items():
-            _number(f"method.lr_scale.{name}", scale, finite=True)
+            check_number(f"method.lr_scale.{name}", scale, finite=True)
         if self.noise_maps is not None:
-            _count("method.noise_maps", self.noise_maps)
-        _choice("method.optimizer", self.optimizer, OPTIMIZERS)
-        _choice("method.ramp", self.ramp, RAMPS)
-        _number("method.rampdown", self.rampdown, positive=True, finite=True)
-        _choice("method.center", self.center, CENTERS)
-        _count("method.range_steps", self.range_steps)
+            check_count("method.noise_maps", self.noise_maps)
+        check_choice("method.optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("method.ramp", self.ramp, RAMPS)
+        check_number("method.rampdown", self.rampdown, positive=True, finite=True)
+        check_choice("method.center", self.center, CENTERS)
+        check_count("method.range_steps", self.range_steps)
         for name, weight in self.penalties.items():
-            _choice("method.penalties", name, PENALTIES)
-            _number(f"method.penalties.{name}", weight, finite=True)
+            check_choice("method.penalties", name, PENALTIES)
+            check_number(f"method.penalties.{name}", weight, finite=True)
         for name, weight in self.data_fit.items():
-            _choice("method.data_fit", name, DATA_FITS)
-            _number(f"method.data_fit.{name}", weight, finite=True)
+            check_choice("method.data_fit", name, DATA_FITS)
+            check_number(f"method.data_fit.{name}", weight, finite=True)
         weighed = {name: weight for name, weight in self.data_fit.items() if weight}
         if not weighed:
             raise ScheduleError(
@@ -155,15 +135,15 @@ class Stage:
                 f"method.data_fit={weighed}: with method.sigma the loss is the likelihood of Gaussian noise, which is "
                 "the mean squared error alone; use method.data_fit={mse: 1} or method.sigma=null"
             )
-        _number("method.floor", self.floor, finite=True)
-        _number("method.jitter", self.jitter, finite=True)
+        check_number("method.floor", self.floor, finite=True)
+        check_number("method.jitter", self.jitter, finite=True)
         if self.bm3d == 0:
             raise ScheduleError(
                 f"method.bm3d={self.bm3d}: there is no noise to take out; give the measurement's, e.g. "
                 "task.noise.sigma=0.1, or method.bm3d=0.1 where the task has none or doesn't know it"
             )
         if self.bm3d is not None:
-            _number("method.bm3d", self.bm3d, positive=True, finite=True)
+            check_number("method.bm3d", self.bm3d, positive=True, finite=True)
         if self.sigma == 0 or (self.sigma is None and self.optimizer == "langevin"):
             raise ScheduleError(
                 f"method.sigma={'null' if self.sigma is None else self.sigma}: "
@@ -171,7 +151,7 @@ class Stage:
                 "deviation, e.g. task.noise.sigma=0.1, or method.sigma=0.1 where the task doesn't know it"
             )
         if self.sigma is not None:
-            _number("method.sigma", self.sigma, positive=True, finite=True)
+            check_number("method.sigma", self.sigma, positive=True, finite=True)
         if not self.free:
             raise ScheduleError("method.free=[]: name at least one variable to optimise")
 
@@ -235,498 +215,3 @@ class Schedule:
     def steps(self) -> int:
         """Steps of all stages: generator evaluations but one, the last, of the final point."""
         return sum(stage.steps for stage in self.stages)
-
-
-def _per_stage(name: str, value: Any, stages: int) -> list[Any]:
-    """A scalar for all stages, or a list with one entry per stage."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        if len(value) != stages:
-            raise ScheduleError(
-                f"{name}={list(value)}: {len(value)} entries for {stages} stages (method.layers); "
-                "give one entry per stage, or one number for all"
-            )
-        return list(value)
-    return [value] * stages
-
-
-@dataclass(frozen=True)
-class Method:
-    """A named schedule with its start and its constraints.
-
-    Args:
-        name: what results are filed under.
-        schedule: the stages.
-        space: latent space at layer 0; None: the generator's default.
-        spheres: variables kept on their spheres: each latent vector on radius √dim, each noise map on √(H·W).
-        standardize: variables brought to mean 0 and variance 1 after each step, each tensor of an image on its own.
-        noise: noise maps start ``random`` (drawn per image) or ``zero``.
-        start: the code starts ``random`` (drawn per image) or at the ``mean`` of its space.
-        restarts: how many starts are tried per image, side by side; the best is kept.
-        keep: the solution is the ``best`` iterate, the ``last``, or the last of several ``samples``.
-        rank: what iterates and restarts are ranked by: the ``data_fit``, the ``loss`` with its penalties, the data fit
-            of what is ``held_out``, or the ``truth``, which only an experiment knows.
-        samples, burn_in: with ``keep`` samples: how many, and which part of the last stage comes before the first.
-        dead_zone: errors of up to this cost nothing in the term ``dead_zone``.
-        candidates: radii of the stages' ``auto`` variables that are tried per image, side by side.
-        select: what becomes of several starts and candidates: by how well they predict measurements that were held out,
-            one is chosen (``holdout``), or their weighted mean taken (``stacking``); None: the best by ``rank``.
-        held_out: the part of the measurements.
-        refit: the stage that goes on from there with all measurements, at the generator's deepest layer; None: none.
-        refit_deviation, anchor: how strongly its point, and its image, are held where it begins, see ``selection``.
-    """
-
-    name: str
-    schedule: Schedule
-    space: str | None = None
-    spheres: tuple[str, ...] = ()
-    noise: str = "random"
-    standardize: tuple[str, ...] = ()
-    start: str = "random"
-    restarts: int = 1
-    keep: str = "best"
-    rank: str = "data_fit"
-    samples: int = 0
-    burn_in: float = 0.0
-    dead_zone: float = 0.1
-    candidates: tuple[float, ...] = ()
-    select: str | None = None
-    held_out: float = 0.1
-    refit: Stage | None = None
-    refit_deviation: float = 1.0
-    anchor: float = 0.03
-
-    def __post_init__(self) -> None:
-        _number("method.dead_zone", self.dead_zone, finite=True)
-        self._check_selection()
-        if self.keep == "best" and any(stage.data_fit != self.schedule[0].data_fit for stage in self.schedule.stages):
-            raise ScheduleError(
-                f"method.data_fit={[dict(stage.data_fit) for stage in self.schedule.stages]}: "
-                "iterates of stages that minimise different things can't be ranked; use "
-                "method.keep=last, or one weight for all stages"
-            )
-        if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.+-]*", self.name):
-            raise ScheduleError(f"method.name={self.name}: expected letters, digits, _ . + -: files are named after it")
-        _choice("method.noise", self.noise, NOISE_STARTS)
-        _choice("method.start", self.start, STARTS)
-        _choice("method.keep", self.keep, KEEPS)
-        _choice("method.rank", self.rank, RANKS)
-        if not 1 <= _count("method.restarts", self.restarts) <= 100:
-            raise ScheduleError(f"method.restarts={self.restarts}: expected 1, which is one start, to 100")
-        if self.restarts > 1 and self.start == "mean" and self.noise == "zero":
-            raise ScheduleError(
-                f"method.restarts={self.restarts}: with method.start=mean and method.noise=zero all starts are the same"
-            )
-        _number("method.burn_in", self.burn_in, finite=True)
-        if self.keep == "samples":
-            kept = math.floor((1 - self.burn_in) * self.schedule.stages[-1].steps)
-            if not 1 <= _count("method.samples", self.samples) <= kept:
-                raise ScheduleError(
-                    f"method.samples={self.samples}: expected 1 to {max(kept, 0)}, what the last stage's steps leave "
-                    f"after method.burn_in={self.burn_in}"
-                )
-            if self.restarts > 1:
-                raise ScheduleError(f"method.restarts={self.restarts}: samples aren't ranked; use method.restarts=1")
-            if self.schedule.stages[-1].optimizer != "langevin":
-                raise ScheduleError(
-                    f"method.optimizer={self.schedule.stages[-1].optimizer}: the last stage's points are samples with "
-                    "langevin only; use it there, or method.keep=best"
-                )
-            if self.spheres:
-                raise ScheduleError(
-                    f"method.spheres={list(self.spheres)}: points that are put on spheres are no samples of the "
-                    "posterior; use method.spheres=[]"
-                )
-        if self.keep == "best" and any(stage.jitter for stage in self.schedule.stages):
-            raise ScheduleError(
-                f"method.jitter={max(stage.jitter for stage in self.schedule.stages)}: "
-                "what is ranked is the code with its noise, and what is kept the code without; use "
-                "method.keep=last"
-            )
-
-    def _check_selection(self) -> None:
-        for candidate in self.candidates:
-            _number("method.candidates", candidate)
-        auto = {variable for stage in self.schedule.stages for variable in stage.auto}
-        if auto and not self.candidates:
-            raise ScheduleError("method.candidates=[]: method.radius=auto needs radii to choose from, or give a radius")
-        _number("method.held_out", self.held_out, positive=True)
-        if self.held_out >= 1:
-            raise ScheduleError(f"method.held_out={self.held_out}: expected a part of the measurements, in (0, 1)")
-        _number("method.refit_deviation", self.refit_deviation, finite=True)
-        _number("method.anchor", self.anchor, finite=True)
-        if self.select is not None:
-            _choice("method.select", self.select, SELECTS)
-            if self.keep == "samples":
-                raise ScheduleError(f"method.select={self.select}: samples aren't ranked; use method.select=null")
-        elif len(self.candidates) > 1 and self.rank != "truth":
-            raise ScheduleError(
-                f"method.select=null: which of {len(self.candidates)} radii fits best what it was fitted to says "
-                "nothing; use method.select=stacking, or give one method.radius"
-            )
-        if self.rank == "held_out" and not self.selects:
-            raise ScheduleError(
-                "method.rank=held_out: nothing is held out; use method.select=holdout, with method.radius=auto or "
-                "several method.restarts"
-            )
-
-    @property
-    def copies(self) -> int:
-        """Of every image, solved side by side: one per start and candidate."""
-        return self.restarts * max(len(self.candidates), 1)
-
-    @property
-    def selects(self) -> bool:
-        """Whether measurements are held out: there must be something to choose from."""
-        return self.select is not None and self.copies > 1
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """Of the schedule, and the refit."""
-        return (*self.schedule.stages, self.refit) if self.selects and self.refit else self.schedule.stages
-
-    @property
-    def steps(self) -> int:
-        """Of all these stages: of one copy, and of the refit."""
-        return sum(stage.steps for stage in self.stages)
-
-    @property
-    def data_fit(self) -> dict[str, float]:
-        """The largest weight of each of ``DATA_FITS`` in a stage."""
-        stages = self.schedule.stages
-        return {name: max(stage.data_fit.get(name, 0.0) for stage in stages) for name in DATA_FITS}
-
-    @property
-    def evaluations(self) -> int:
-        """Generator evaluations per image that its steps take, all copies and the refit together."""
-        stages = self.schedule.stages
-        layers, centers = [stage.layer for stage in stages], [stage.center for stage in stages]
-        search = self.copies * (self.schedule.steps + _searches(layers, centers) * stages[0].range_steps)
-        return search + self.steps - self.schedule.steps
-
-    def sample_steps(self) -> list[int]:
-        """Of the last stage, the steps after which a sample is taken: evenly spaced, the last one included."""
-        steps = self.schedule.stages[-1].steps
-        span = steps - math.floor(self.burn_in * steps)
-        return [steps - 1 - (self.samples - 1 - i) * span // self.samples for i in range(self.samples)]
-
-    @classmethod
-    def from_config(
-        cls,
-        name: str,
-        layers: Sequence[int],
-        steps: int | Sequence[int],
-        lr: float | Sequence[float],
-        free: str | Sequence[str],
-        radius: str | float | Sequence[float] | None = None,
-        radius_mode: str = "relative",
-        radii: Mapping[str, str | float | Sequence[float] | None] | None = None,
-        lr_scale: Mapping[str, float] | None = None,
-        noise_maps: int | Sequence[int] | None = None,
-        noise_lookahead: int | None = None,
-        center: str | Sequence[str] = "previous",
-        range_steps: int = 50,
-        reset: Sequence[str] = (),
-        optimizer: str | Sequence[str] = "adam",
-        ramp: str | Sequence[str] = "cosine",
-        rampdown: float = 0.75,
-        penalties: Mapping[str, float | Sequence[float]] | None = None,
-        floor: float = 0.0,
-        sigma: float | None = None,
-        jitter: float = 0.0,
-        bm3d: float | None = None,
-        space: str | Sequence[str] | None = None,
-        spheres: Sequence[str] = (),
-        standardize: Sequence[str] = (),
-        noise: str = "random",
-        start: str = "random",
-        restarts: int = 1,
-        evaluations: int | None = None,
-        keep: str = "best",
-        rank: str = "data_fit",
-        samples: int = 0,
-        burn_in: float = 0.0,
-        data_fit: Mapping[str, float | Sequence[float]] | None = None,
-        dead_zone: float = 0.1,
-        candidates: Sequence[float] = (),
-        select: str | None = None,
-        held_out: float = 0.1,
-        refit: bool = True,
-        refit_steps: int = 52,
-        refit_lr: float = 0.05,
-        refit_deviation: float = 1.0,
-        anchor: float = 0.03,
-        stop: str | None = None,
-        noise_level: float | None = None,
-    ) -> Method:
-        """Build a method from the fields of ``conf/method/*.yaml``.
-
-        Where a field takes a list or a number, a list has one entry per stage, and a number holds for all stages.
-
-        Args:
-            name: what results are filed under.
-            layers: entry layer of each stage; they never decrease.
-            steps: optimisation steps; a stage with none is left out.
-            lr: peak of each stage's ramp.
-            free: the variables that are optimised, among those that a point has at the stage's layer; or a code of
-                letters: n (noise maps), l (latents), s (styles), g (generator activation), r (RGB), such as
-                ``lgr``, or a list with
-                one code per stage.
-            radius: l1 radius of the activation around its value when the stage begins; null: no ball; auto: every one
-                of ``candidates`` is tried, and what was held out of the measurements decides.
-            radius_mode: ``relative``: radii are fractions of that value's own l1 norm, image by image; or ``absolute``.
-            radii: the same for the other variables.
-            lr_scale: per variable, a factor on ``lr``.
-            noise_maps: only the first so many noise maps are free, where ``free`` has ``noise``; null: all that remain.
-            noise_lookahead: the same, growing with the layer p: the first ``noise_lookahead + 2p``.
-            center: of the ball: ``previous``, the previous stage's solution, advanced to this layer; or ``range``, the
-                nearest point that the layers above can make from a latent code (ILO, Algorithm 1, lines 5-6).
-            range_steps: optimisation steps of the search for it.
-            reset: variables set to zero when a deeper stage begins: ``[rgb]`` drops the skip, as the original did.
-            optimizer: ``adam``, ``adamw``, ``sgd``, ``normalized`` (gradient descent with steps of a given length, per
-                image) or ``langevin``.
-            ramp: of the learning rate: ``cosine``, ``one_cycle`` or ``constant``.
-            rampdown: the last part of a stage in which the cosine ramp falls.
-            penalties: weight in the loss of ``geocross``, ``geocross_styles``, ``latent_norm``, ``latent_l1``,
-                ``total_variation``, ``noise_regularity``, ``deviation`` (see docs/methods.md).
-            floor: a data fit below it counts as it: what agrees so well is not optimised further; 0: none.
-            sigma: standard deviation of the measurement's noise, in units of y: the loss is then the negative
-                log-likelihood; null: the loss is the data fit.
-            jitter: noise on the code that fades in the first three quarters of a stage, in standard deviations of w.
-            bm3d: standard deviation, for images in [-1, 1], of the noise that BM3D takes out of the image after each
-                step, with ``generator=pixels``; null: no BM3D.
-            space: latent space at layer 0; null: the generator's default. A list changes it from stage to stage.
-            spheres: variables kept on their spheres: each latent vector at norm √dim, each noise map at √(H·W).
-            standardize: variables brought to mean 0 and variance 1 after each step.
-            noise: noise maps start ``random`` (drawn per image) or ``zero``.
-            start: the code starts ``random`` (drawn per image) or at the ``mean`` of its space.
-            restarts: how many starts are tried per image, side by side; the best is kept.
-            evaluations: spend so many generator evaluations per image on steps, all restarts together (each restart the
-                same, and one last look at its end beside): ``steps`` and ``range_steps`` then only say in which
-                proportion; null: they are taken as they are.
-            keep: the solution is the ``best`` iterate, the ``last``, or the last of several ``samples``.
-            rank: iterates and restarts are ranked by the ``data_fit``; by the ``loss``, penalties included; or by the
-                ``truth``, an oracle that says what choosing could bring, and is no method.
-            samples: how many samples are kept, with ``keep=samples``, from the last stage.
-            burn_in: the part of the last stage before the first sample.
-            data_fit: weight of ``mse``, ``perceptual`` (by the network of ``perceptual=…``), ``dead_zone`` and
-                ``cross_entropy`` (of a classifier) in what is minimised; {mse: 1} unless given.
-            dead_zone: errors of up to this cost nothing in the term ``dead_zone``; in units of y.
-            candidates: the radii of ``auto``, side by side; each has a random start of its own.
-            select: how several radii or starts become one point, by measurements that were held out: ``stacking``, the
-                mean of their images with the weights that predict these best (for linear operators; ``holdout`` for
-                others); ``holdout``, the one that does; null: the lowest ``rank``.
-            held_out: the part of each image's measurements.
-            refit: go on from there at the deepest layer, with all measurements, held by ``refit_deviation`` and
-                ``anchor``.
-            refit_steps: how many.
-            refit_lr: peak of their cosine ramp.
-            refit_deviation: weight in the refit of the penalty ``deviation`` from the point where it begins, beside the
-                data fit in units of the mean squared error of what was held out.
-            anchor: in the same units, weight of the distance to that point's image, in units of how far the candidates'
-                images are from each other.
-            stop: ``discrepancy``: an image is left as it is once its mean squared error is that of the noise (Morozov),
-                where nothing else is minimised; null: all steps are taken.
-            noise_level: standard deviation of the noise, in units of y; null: unknown, nothing stops.
-
-        Raises:
-            ScheduleError: naming the field, its value and the remedy.
-        """
-        if isinstance(layers, str) or not isinstance(layers, Sequence) or not len(layers):
-            raise ScheduleError(
-                f"method.layers={layers}: expected a list of entry layers, one per stage, such as [0,1,2]"
-            )
-        for field_name, value in (("spheres", spheres), ("standardize", standardize), ("reset", reset)):
-            if isinstance(value, str) or not isinstance(value, Sequence):
-                raise ScheduleError(f"method.{field_name}={value}: expected a list of variables, such as [latent]")
-        for field_name, value in (
-            ("radii", radii),
-            ("lr_scale", lr_scale),
-            ("penalties", penalties),
-            ("data_fit", data_fit),
-        ):
-            if value is not None and not isinstance(value, Mapping):
-                raise ScheduleError(
-                    f"method.{field_name}={value}: expected a number per name, such as {{{_EXAMPLES[field_name]}}}"
-                )
-        count = len(layers)
-        steps = _per_stage("method.steps", steps, count)
-        center = _per_stage("method.center", center, count)
-        automatic = AUTO in (radius, *(radii or {}).values())
-        if isinstance(candidates, str) or not isinstance(candidates, Sequence):
-            raise ScheduleError(f"method.candidates={candidates}: expected a list of radii, such as [0.05,0.2,1]")
-        for candidate in candidates:
-            _number("method.candidates", candidate)
-        candidates = tuple(map(float, candidates)) if automatic else ()
-        copies = _count("method.restarts", restarts) * max(len(candidates), 1)
-        for counted, given in (("steps", steps), ("range_steps", [range_steps]), ("refit_steps", [refit_steps])):
-            for value in given:
-                _count(f"method.{counted}", value)
-        refits = refit and refit_steps > 0 and select is not None and copies > 1
-        _number("method.refit_lr", refit_lr, positive=True, finite=True)
-        if not isinstance(refit, bool):
-            raise ScheduleError(f"method.refit={refit}: expected true or false")
-        if evaluations is not None:
-            kept = [i for i, value in enumerate(steps) if value]
-            searches = _searches([layers[i] for i in kept], [center[i] for i in kept])
-            share = 0
-            if refits:
-                given = copies * (sum(steps) + searches * range_steps) + refit_steps
-                share = _count("method.evaluations", evaluations) * refit_steps // max(given, 1)
-            steps, range_steps = _spread(evaluations, share, steps, range_steps, searches, copies)
-            if refits:  # with what can't be shared out evenly
-                refit_steps = evaluations - copies * (sum(steps) + searches * range_steps)
-        if stop is not None:
-            _choice("method.stop", stop, STOPS)
-        if noise_level is not None and not _is_finite(noise_level):
-            raise ScheduleError(
-                f"method.noise_level={noise_level}, which is task.noise.sigma={noise_level} unless given: expected a "
-                "finite number at least 0"
-            )
-        enough = float(noise_level) ** 2 if stop and noise_level and keep != "samples" else None
-        _choice("method.radius_mode", radius_mode, RADIUS_MODES)
-        if radii and "activation" in radii:
-            raise ScheduleError(
-                f"method.radii.activation={radii['activation']}: give the activation's radius as method.radius"
-            )
-        if noise_lookahead is not None:
-            if noise_maps is not None:
-                raise ScheduleError(
-                    f"method.noise_lookahead={noise_lookahead}, method.noise_maps={noise_maps}: both given; "
-                    "set one to null"
-                )
-            noise_maps = [_count("method.noise_lookahead", noise_lookahead) + 2 * _count("method.layers", layer)
-                          for layer in layers]  # fmt: skip
-        bounds = {"activation": radius, **(radii or {})}
-        auto = tuple(variable for variable, value in bounds.items() if value == AUTO)
-        bounds = {variable: value for variable, value in bounds.items() if value != AUTO}
-        per_stage_radii = {
-            variable: _per_stage(
-                "method.radius" if variable == "activation" else f"method.radii.{variable}", value, count
-            )
-            for variable, value in bounds.items()
-        }
-        per_stage_penalties = {
-            penalty: _per_stage(f"method.penalties.{penalty}", value, count)
-            for penalty, value in (penalties or {}).items()
-        }
-        per_stage_fits = {
-            term: _per_stage(f"method.data_fit.{term}", value, count)
-            for term, value in ({"mse": 1.0} if data_fit is None else data_fit).items()
-        }
-        columns = {
-            field_name: _per_stage(f"method.{field_name}", value, count)
-            for field_name, value in (
-                ("steps", steps), ("lr", lr), ("noise_maps", noise_maps), ("optimizer", optimizer), ("ramp", ramp),
-                ("center", center), ("space", space),
-            )
-        }  # fmt: skip
-        columns["free"] = _free_per_stage(free, count)
-        alone = {
-            i for i in range(count)
-            if _is_mse({name: values[i] for name, values in per_stage_fits.items()})
-            and not any(values[i] for values in per_stage_penalties.values())
-        }  # fmt: skip
-        stages = tuple(
-            Stage(
-                layer=layer,
-                radii={name: values[i] for name, values in per_stage_radii.items() if values[i] is not None},
-                auto=auto,
-                relative=radius_mode == "relative",
-                lr_scale=dict(lr_scale or {}),
-                rampdown=rampdown,
-                range_steps=range_steps,
-                reset=tuple(reset) if i else (),
-                penalties={name: values[i] for name, values in per_stage_penalties.items() if values[i]},
-                data_fit={name: values[i] for name, values in per_stage_fits.items()},
-                floor=floor,
-                sigma=sigma,
-                jitter=jitter,
-                bm3d=bm3d,
-                enough=enough if i in alone else None,
-                **{field_name: values[i] for field_name, values in columns.items()},
-            )
-            for i, layer in enumerate(layers)
-        )
-        schedule = Schedule(stages)
-        last = schedule.stages[-1]
-        free_again = tuple(dict.fromkeys((*last.free, "activation", "rgb")))  # the last stage's may have ended above
-        again = replace(
-            last, free=free_again, steps=refit_steps, lr=refit_lr, radii={}, auto=(), optimizer="adam", ramp="cosine",
-            center="previous", reset=(), penalties={}, enough=None, space=None, jitter=0.0, bm3d=None, floor=0.0,
-            sigma=None,
-        ) if refits else None  # fmt: skip
-        return cls(
-            name=name,
-            schedule=schedule,
-            space=schedule[0].space,
-            spheres=tuple(spheres),
-            noise=noise,
-            standardize=tuple(standardize),
-            start=start,
-            restarts=restarts,
-            keep=keep,
-            rank=rank,
-            samples=samples,
-            burn_in=burn_in,
-            dead_zone=dead_zone,
-            candidates=candidates,
-            select=select,
-            held_out=held_out,
-            refit=again,
-            refit_deviation=refit_deviation,
-            anchor=anchor,
-        )
-
-
-def _searches(layers: Sequence[int], centers: Sequence[str]) -> int:
-    """For how many stages the range of the layers above is searched: the first below the codes begins in it."""
-    return sum(
-        center == "range" and before > layers[0] for before, center in zip(layers[:-1], centers[1:], strict=True)
-    )
-
-
-def _spread(
-    evaluations: Any, refit: int, steps: Sequence[Any], range_steps: Any, searches: int, copies: int
-) -> tuple[list, int]:
-    """Steps per stage, and of a search, that take so many evaluations, without those of a refit and all copies
-    together, in the proportions of those given."""
-    for name, values in (("method.steps", steps), ("method.range_steps", [range_steps])):
-        for value in values:
-            _count(name, value)
-    budget = (_count("method.evaluations", evaluations) - refit) // max(copies, 1)
-    stages = sum(value > 0 for value in steps)
-    total = sum(steps) + searches * range_steps
-    if not stages or budget < stages + searches:
-        raise ScheduleError(
-            f"method.evaluations={evaluations}: expected at least {max(stages + searches, 1) * copies}, "
-            f"one for each of {stages} stages{f' and {searches} searches' if searches else ''}"
-            f"{f' of {copies} copies (restarts × candidates)' if copies > 1 else ''}; "
-            "or null to take method.steps as they are"
-        )
-    most = (budget - stages) // searches if searches else 0
-    search = min(max(1, budget * range_steps // total), most) if searches else range_steps
-    left = budget - searches * search - stages  # beyond one for each
-    ideal = [max(left, 0) * value / sum(steps) for value in steps]
-    spread = [int(value) + (given > 0) for value, given in zip(ideal, steps, strict=True)]
-    rest = budget - searches * search - sum(spread)
-    order = sorted((i for i, given in enumerate(steps) if given), key=lambda i: (int(ideal[i]) - ideal[i], i))
-    for i in order[: max(rest, 0)]:
-        spread[i] += 1
-    return spread, search
-
-
-_EXAMPLES = {"radii": "rgb: 0.1", "lr_scale": "rgb: 0.2", "penalties": "geocross: 0.01", "data_fit": "mse: 1"}
-
-
-def _free_per_stage(free: Any, stages: int) -> list[tuple[str, ...]]:
-    """The free variables of each stage, from names of variables or from codes of letters."""
-    hint = f"expected a list of variables, such as [latent], or a code of the letters {', '.join(CODES)}"
-    given = free
-    if isinstance(free, str):
-        free = [free] * stages if set(free) <= set(CODES) and free else None
-    if not isinstance(free, Sequence) or not all(isinstance(name, str) for name in free):
-        raise ScheduleError(f"method.free={given}: {hint}")
-    if not free or not all(name and set(name) <= set(CODES) for name in free):
-        return [tuple(free)] * stages
-    codes = _per_stage("method.free", free, stages)
-    return [tuple(dict.fromkeys(CODES[letter] for letter in code)) for code in codes]

@@ -9,17 +9,20 @@ is nearer to the truth than most of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .generators.base import LatentPoint
-from .losses import deviation
+from .generators.base import LatentPoint, LayeredGenerator
+from .losses import deviation, mean_squared_error
+from .method import Method
 from .operators.base import ForwardOperator, LinearOperator, Measurement
+from .problem import DataFit, InverseProblem
 from .projections import project_simplex
 from .randomness import generator_for
-from .schedule import Method, ScheduleError
+from .schedule import Schedule, ScheduleError
 
 RIDGE = 0.3
 """Pulls the weights of a mean towards equal ones, in units of the candidates' mean squared error there."""
@@ -121,9 +124,13 @@ def mean_of(predictions: Tensor, held: Measurement) -> Tensor:
     scale = torch.where(scale > 0, scale, 1.0)
     matrix = products / scale[:, None, None] + RIDGE * torch.eye(products.shape[1]).to(products)
     step = 1 / torch.linalg.matrix_norm(matrix, ord=2)
-    weights = finite.to(products) / count[:, None]
-    for _ in range(ITERATIONS):  # projected gradient
-        weights = project_simplex(weights - step[:, None] * (matrix @ weights[:, :, None])[:, :, 0], finite)
+    root = (RIDGE * step).sqrt()
+    momentum = ((1 - root) / (1 + root))[:, None]
+    weights = ahead = finite.to(products) / count[:, None]
+    for _ in range(ITERATIONS):  # projected gradient, accelerated (Nesterov's constant scheme, strongly convex)
+        before = weights
+        weights = project_simplex(ahead - step[:, None] * (matrix @ ahead[:, :, None])[:, :, 0], finite)
+        ahead = weights + momentum * (weights - before)
     return weights.to(predictions.dtype)
 
 
@@ -180,3 +187,90 @@ def restraint(
         return scale.to(device) * distance + points * unit.to(device) * torch.where(known.to(device), moved, 0.0)
 
     return held
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What became of the copies of each image: weights ``(B, K)``, the point that is their mean, its data fit, the mean
+    squared error of the mean of their images on what was held out ``(B,)``, and what holds the refit there."""
+
+    how: str
+    weights: Tensor
+    point: LatentPoint
+    fit: Tensor
+    residual: Tensor
+    restraint: Callable[[LatentPoint, Tensor], Tensor]
+
+    @classmethod
+    @torch.no_grad()
+    def make(
+        cls,
+        generator: LayeredGenerator,
+        operator: ForwardOperator,
+        measurement: Measurement,
+        held: Measurement,
+        method: Method,
+        data_fit: DataFit,
+        found: Sequence[LatentPoint],
+    ) -> Selection:
+        """Decode the points that were found, of all copies, at the generator's deepest layer, and compare what they
+        predict."""
+        deepest = generator.num_layers - 1
+        points = LatentPoint.cat([generator.advance(p.to(generator.device), deepest) for p in found])
+        pictures = generator(points)
+        held, copies = held.to(pictures.device), method.copies
+        predictions = operator(pictures)
+        predictions = predictions.view(len(held), copies, *predictions.shape[1:])
+        pictures = pictures.view(len(held), copies, *pictures.shape[1:])
+        way = how(method, operator)
+        assert way is not None
+        weights = (mean_of if way == "stacking" else one_of)(predictions, held)
+        mean = combine(points, weights)
+        # As images without weight may not be finite, neither may what they predict.
+        counted = torch.where(weights[:, :, None] > 0, predictions.flatten(2), 0.0)
+        residual = mean_squared_error(torch.einsum("bk,bkn->bn", weights, counted).view_as(held.y), held)
+        own = data_fit(operator(generator(mean)), measurement.to(pictures.device))
+        held_there = restraint(pictures, weights, mean, residual, method.anchor, method.refit_deviation)
+        return cls(way, weights, mean, own, residual, held_there)
+
+    def problem(
+        self,
+        generator: LayeredGenerator,
+        operator: ForwardOperator,
+        measurement: Measurement,
+        method: Method,
+        data_fit: DataFit,
+        keys: Sequence[str],
+        seed: int,
+    ) -> InverseProblem:
+        """The refit: all measurements, from the mean on."""
+        assert method.refit is not None
+        return InverseProblem(
+            generator,
+            operator,
+            measurement,
+            Schedule((replace(method.refit, layer=self.point.layer),)),
+            self.point,
+            data_fit,
+            draws=lambda *purpose: [generator_for(seed, key, "refit", *purpose) for key in keys],
+            restraint=self.restraint,
+        )
+
+    def info(self, image: int, method: Method, layers: Sequence[int], steps: Tensor) -> dict[str, Any]:
+        """For the solution: what was tried (of each copy the layer and step of its best iterate), what it counts, and
+        how well it predicts what was held out."""
+        radii = list(method.candidates) * method.restarts if method.candidates else None
+        return {
+            "how": self.how,
+            **({"radii": radii} if radii else {}),
+            "weights": [round(value, 4) for value in self.weights[image].tolist()],
+            "layers": list(layers),
+            "steps": steps.tolist(),
+            "layer": self.point.layer,
+            "held_out_residual": finite_or_none(self.residual[image].sqrt()),
+        }
+
+
+def finite_or_none(value: Tensor) -> float | None:
+    """A number for JSON, which has neither NaN nor infinity."""
+    return float(value) if bool(value.isfinite()) else None

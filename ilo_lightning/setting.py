@@ -12,6 +12,7 @@ from .compatibility import check_method
 from .fits import check_trainer
 from .generators.base import LayeredGenerator
 from .losses import PerceptualFit, PerceptualNet, TargetFit, Term, WeightedFit, cross_entropy, data_fits
+from .method import Method
 from .observations import Observations, Simulated
 from .operators import Classifier, ForwardOperator
 from .rehearsal import (
@@ -21,7 +22,7 @@ from .rehearsal import (
     rehearse_generator,
     rehearse_operator,
 )
-from .schedule import Method, ScheduleError
+from .schedule import ScheduleError
 from .selection import check_selection
 from .solve import initial_point
 from .sweeps.shard import Shard

@@ -11,11 +11,11 @@ import torch
 from ilo_lightning.callbacks.sphere import on_sphere
 from ilo_lightning.generators.base import LatentPoint, LayeredGenerator, variable_of
 from ilo_lightning.losses import mean_squared_error
+from ilo_lightning.method import Method
 from ilo_lightning.operators import ForwardOperator, Measurement
 from ilo_lightning.problem import index_of
 from ilo_lightning.projections import project_l1_ball
 from ilo_lightning.randomness import generator_for
-from ilo_lightning.schedule import Method
 from ilo_lightning.solve import initial_point
 
 

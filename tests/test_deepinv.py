@@ -18,9 +18,9 @@ from ilo_lightning import identity  # noqa: E402
 from ilo_lightning.checks import operators as checks  # noqa: E402
 from ilo_lightning.deepinv import from_deepinv, reconstructor  # noqa: E402
 from ilo_lightning.main import main  # noqa: E402
+from ilo_lightning.method import Method  # noqa: E402
 from ilo_lightning.operators import ForwardOperator, GaussianNoise, Inpainting, LinearOperator, measure  # noqa: E402
 from ilo_lightning.rehearsal import rehearse_operator  # noqa: E402
-from ilo_lightning.schedule import Method  # noqa: E402
 from ilo_lightning.solve import solve  # noqa: E402
 from tests.networks import rngs, small_stylegan2  # noqa: E402
 from tests.test_documentation import blocks  # noqa: E402

@@ -17,11 +17,12 @@ from ilo_lightning.data.images import load_images
 from ilo_lightning.fits import _new_trainer
 from ilo_lightning.generators.checkpoints import save_generator
 from ilo_lightning.main import main
+from ilo_lightning.method import Method
 from ilo_lightning.observations import Simulated
 from ilo_lightning.operators import GaussianNoise, Inpainting, PartialCirculant, SuperResolution
 from ilo_lightning.ops import use
-from ilo_lightning.schedule import Method
-from ilo_lightning.solve import Reconstruction, solve
+from ilo_lightning.reconstruction import Reconstruction
+from ilo_lightning.solve import solve
 from tests.networks import rngs, small_stylegan2
 from tests.pretended_device import DEVICE, pretended_device, trainer
 from tests.test_resume import KillAt, Killed, assert_same

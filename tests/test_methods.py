@@ -20,10 +20,11 @@ from ilo_lightning.generators.sequential import SequentialGenerator
 from ilo_lightning.generators.stylegan2 import LARGER
 from ilo_lightning.losses import mean_squared_error
 from ilo_lightning.losses.penalties import PENALTIES, PenaltyError, geocross
+from ilo_lightning.method import Method
 from ilo_lightning.operators import GaussianNoise, Inpainting, measure
 from ilo_lightning.optimizers import NormalizedDescent
 from ilo_lightning.randomness import generator_for
-from ilo_lightning.schedule import Method, ScheduleError
+from ilo_lightning.schedule import ScheduleError
 from ilo_lightning.solve import solve
 from tests.networks import rngs, small_stylegan2
 from tests.test_solve import KEYS, ilo, problem

@@ -11,8 +11,9 @@ from pytorch_lightning import Callback
 
 from ilo_lightning.callbacks import ResumeCheckpoint
 from ilo_lightning.interrupt import Interrupted, StopRequest, listen
-from ilo_lightning.schedule import Method
-from ilo_lightning.solve import Reconstruction, solve
+from ilo_lightning.method import Method
+from ilo_lightning.reconstruction import Reconstruction
+from ilo_lightning.solve import solve
 from tests.test_methods import method
 from tests.test_solve import KEYS, ilo, problem
 

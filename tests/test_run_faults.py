@@ -21,10 +21,11 @@ from ilo_lightning.fits import check_trainer
 from ilo_lightning.generators.checkpoints import CheckpointError, load_generator, save_generator
 from ilo_lightning.interrupt import Interrupted, listen
 from ilo_lightning.main import main
+from ilo_lightning.method import Method
 from ilo_lightning.observations import Simulated
 from ilo_lightning.operators import Denoising, GaussianNoise
 from ilo_lightning.problem import InverseProblem
-from ilo_lightning.schedule import Method, ScheduleError
+from ilo_lightning.schedule import ScheduleError
 from ilo_lightning.solution import Solution, SolutionError
 from ilo_lightning.solve import solve
 from tests.networks import rngs, small_stylegan2

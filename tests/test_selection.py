@@ -14,11 +14,13 @@ from ilo_lightning.callbacks import ResumeCheckpoint
 from ilo_lightning.generators.base import LatentPoint
 from ilo_lightning.generators.sequential import SequentialGenerator
 from ilo_lightning.losses import deviation
+from ilo_lightning.method import Method
 from ilo_lightning.operators import Denoising, GaussianNoise, Inpainting, Measurement, measure
 from ilo_lightning.projections import project_simplex
-from ilo_lightning.schedule import Method, ScheduleError
+from ilo_lightning.reconstruction import Reconstruction
+from ilo_lightning.schedule import ScheduleError
 from ilo_lightning.selection import RIDGE, combine, hold_out, mean_of, one_of, restraint
-from ilo_lightning.solve import Reconstruction, solve
+from ilo_lightning.solve import solve
 from tests.networks import rngs
 from tests.test_resume import Killed, assert_same
 from tests.test_solve import KEYS, ilo, problem
@@ -66,11 +68,11 @@ def test_one_measurement_can_t_be_split():
         hold_out(Measurement(torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 0.0]])), ["a"], 0, 0.1)
 
 
-def candidates(seed: int = 0) -> tuple[Tensor, Measurement]:
+def candidates(seed: int = 0, of_each: int = 1) -> tuple[Tensor, Measurement]:
     rng = torch.Generator().manual_seed(seed)
     y, weight = torch.randn(4, 20, generator=rng).double(), torch.rand(4, 20, generator=rng).double()
-    errors = torch.tensor([0.1, 0.5, 1.0, 3.0, 0.3]).double()
-    predictions = y[:, None] + errors[None, :, None] * torch.randn(4, 5, 20, generator=rng).double()
+    errors = torch.tensor([0.1, 0.5, 1.0, 3.0, 0.3]).double().repeat(of_each)
+    predictions = y[:, None] + errors[None, :, None] * torch.randn(4, len(errors), 20, generator=rng).double()
     return predictions, Measurement(y, weight)
 
 
@@ -81,9 +83,10 @@ def objective(weights: Tensor, predictions: Tensor, held: Measurement) -> Tensor
     return error + RIDGE * each * weights.square().sum(dim=1)
 
 
-def test_weights_are_optimal_on_the_simplex():
+@pytest.mark.parametrize("of_each", [1, 120], ids=["5 candidates", "600 candidates"])
+def test_weights_are_optimal_on_the_simplex(of_each: int):
     """Where the gradient is the least, and only there, is weight (Karush, Kuhn, Tucker)."""
-    predictions, held = candidates()
+    predictions, held = candidates(of_each=of_each)
     weights = mean_of(predictions, held).requires_grad_()
     assert bool((weights >= 0).all()) and torch.allclose(weights.sum(dim=1), torch.ones(4).double())
     (gradient,) = torch.autograd.grad(objective(weights, predictions, held).sum(), weights)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ilo_lightning.schedule import Method
+from ilo_lightning.method import Method
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF, DOC = ROOT / "conf", ROOT / "docs" / "configuration.md"

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..method import Method
 from ..operators.base import Measurement
 from ..operators.classifier import Classifier
-from ..schedule import Method, ScheduleError
+from ..schedule import ScheduleError
 
 Term = Callable[[Tensor, Measurement], Tensor]
 """A data fit: of a prediction and a measurement, one number ``(B,)`` per image."""

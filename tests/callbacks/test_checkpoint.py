@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ilo_lightning.callbacks import ResumeCheckpoint
-from ilo_lightning.solve import Reconstruction, solve
+from ilo_lightning.reconstruction import Reconstruction
+from ilo_lightning.solve import solve
 from tests.test_resume import assert_same
 from tests.test_solve import KEYS, ilo, problem
 

@@ -10,9 +10,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
 
+from ilo_lightning.method import Method
 from ilo_lightning.operators import Denoising, GaussianNoise, measure
 from ilo_lightning.problem import InverseProblem
-from ilo_lightning.schedule import Method
 from ilo_lightning.solve import solve
 from tests.networks import small_stylegan2
 

@@ -19,9 +19,9 @@ from ilo_lightning.callbacks import ResumeCheckpoint
 from ilo_lightning.callbacks.progress import PlainDisplay, QuietDisplay, RichDisplay, display
 from ilo_lightning.data.images import load_images
 from ilo_lightning.interrupt import Interrupted, StopRequest
+from ilo_lightning.method import Method
 from ilo_lightning.observations import Simulated
 from ilo_lightning.operators import GaussianNoise, Inpainting
-from ilo_lightning.schedule import Method
 from ilo_lightning.solve import solve
 from tests.networks import small_stylegan2
 from tests.test_resume import KillAt, Killed

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ilo_lightning.losses import DeadZone, WeightedFit, mean_squared_error
+from ilo_lightning.method import Method
 from ilo_lightning.operators import Measurement
-from ilo_lightning.schedule import Method, ScheduleError
+from ilo_lightning.schedule import ScheduleError
 
 
 @pytest.fixture

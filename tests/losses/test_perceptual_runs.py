@@ -96,9 +96,9 @@ def test_a_trunk_of_one_s_own_by_its_path(tmp_path: Path):
 def test_a_batch_gives_what_each_image_alone_gives():
     """In float64, over a whole schedule, with all three terms and a hole."""
     from ilo_lightning.losses import DeadZone, PerceptualFit, WeightedFit, mean_squared_error
+    from ilo_lightning.method import Method
     from ilo_lightning.operators import GaussianNoise, Inpainting
     from ilo_lightning.operators import measure as observe
-    from ilo_lightning.schedule import Method
     from ilo_lightning.solve import solve
     from tests.networks import rngs, small_stylegan2
 

@@ -1,0 +1,141 @@
+"""What comes out of a batch: solutions out of its fits, and the pictures of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .callbacks import PosteriorSamples
+from .fits import Fit
+from .generators.base import LayeredGenerator
+from .method import Method
+from .randomness import derive_seed
+from .selection import Selection, finite_or_none
+from .solution import Solution
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What came out of one batch.
+
+    Args:
+        solutions: one per image.
+        strip: per stage, the images ``(B, C, H, W)`` at its end, in [-1, 1] (not clipped).
+        posterior: of a method that keeps samples, what they have in common.
+    """
+
+    solutions: list[Solution]
+    strip: list[Tensor]
+    posterior: PosteriorSamples | None = None
+
+
+def reconstruction_of(
+    generator: LayeredGenerator,
+    method: Method,
+    names: Sequence[str],
+    seed: int,
+    info: Mapping[str, Any],
+    first: Fit,
+    selection: Selection | None,
+    again: Fit | None,
+) -> Reconstruction | None:
+    """Solutions out of the fits; None if nothing was evaluated."""
+    best, copies = first.best, method.copies
+    if best.fit is None or best.score is None or best.step is None:
+        return None
+    images = len(names) // copies
+    ranked = _ranking(method, first, selection)
+    chosen = (ranked + torch.arange(images) * copies).tolist()
+    points, steps, fits = best.points, best.step.view(images, copies).cpu(), best.fit.cpu()
+    depth = [[point.layer for point in points[i * copies : (i + 1) * copies]] for i in range(images)]
+    layers = [stage.layer for stage in method.schedule.stages]
+    stages, seconds, evaluations = list(first.stages), first.seconds, first.evaluations * copies
+    final = [points[i] for i in chosen]
+    fit, course = fits[chosen], first.course[:, chosen]
+    if first.posterior is not None:
+        evaluations += -(-first.posterior.count // 3)  # the samples' pictures, as below
+    if selection is not None:
+        evaluations += -(-(copies + 1) // 3)  # looks without a gradient, a third of an evaluation each
+        final, fit = [selection.point.select([i]) for i in range(images)], selection.fit.cpu()
+    if again is not None and again.best.fit is not None:
+        final, fit = again.best.points, again.best.fit.cpu()
+        course = torch.cat([course, again.course])
+        stages += [len(layers)] * len(again.stages)
+        layers.append(final[0].layer)
+        seconds, evaluations = seconds + again.seconds, evaluations + again.evaluations
+    solutions = [
+        Solution(
+            final[image].to("cpu"),
+            course[:, image].clone(),
+            {
+                **info,
+                "method": method.name,
+                "key": names[image * copies],
+                "seed": seed,
+                "image_seed": derive_seed(seed, str(names[chosen[image]]), "initial point"),
+                "data_fit": finite_or_none(fit[image]),
+                "evaluations": evaluations,
+                "seconds": round(seconds, 3),
+                "stage": stages,
+                "layers": layers,
+                "generator": dict(generator.provenance),
+                **_ranked(int(ranked[image]), method, selection is not None),
+                **({"selection": selection.info(image, method, depth[image], steps[image])} if selection else {}),
+                **_found(fit[image], method),
+                **_fault(course[:, image], stages),
+            },
+        )
+        for image in range(images)
+    ]
+    return Reconstruction(solutions, [], first.posterior if first.posterior and first.posterior.count else None)
+
+
+def _ranking(method: Method, first: Fit, selection: Selection | None) -> Tensor:
+    """``(B,)``: which copy of each image was the best, or weighs most."""
+    if selection is not None:
+        return selection.weights.argmax(dim=1).cpu()
+    assert first.best.score is not None
+    return first.best.score.nan_to_num(nan=torch.inf).view(-1, method.copies).argmin(dim=1).cpu()
+
+
+@torch.no_grad()
+def pictures_of(
+    generator: LayeredGenerator, method: Method, first: Fit, selection: Selection | None, again: Fit | None
+) -> list[Tensor]:
+    """Per stage, the images at its end: those of the copy that weighs most, and of the refit."""
+    ranked = _ranking(method, first, selection)
+    chosen = ranked + torch.arange(len(ranked)) * method.copies
+    ends = [point.select(chosen) for point in first.ends] + (again.ends if again else [])
+    return [generator(point.to(generator.device)).cpu() for point in ends]
+
+
+def _ranked(copy: int, method: Method, selected: bool) -> dict[str, Any]:
+    """Which start, and which radius, of the copy that was the best by ``method.rank``."""
+    if selected:
+        return {}
+    count = max(len(method.candidates), 1)
+    return {
+        **({"restart": copy // count} if method.restarts > 1 else {}),
+        **({"radius": method.candidates[copy % count]} if method.candidates else {}),
+    }
+
+
+def _found(fit: Tensor, method: Method) -> dict[str, bool]:
+    """With a floor under the data fit, whether it was reached: PULSE's "found within eps"."""
+    floor = method.schedule.stages[-1].floor
+    return {"found": bool(fit <= floor)} if floor else {}
+
+
+def _fault(course: Tensor, stages: Sequence[int]) -> dict[str, str]:
+    """``fault`` for an image whose data fit was not finite at some step."""
+    steps = (~course.isfinite()).nonzero().flatten().tolist()
+    if not steps:
+        return {}
+    return {
+        "fault": f"data fit not finite from step {steps[0] + 1} on (stage {stages[steps[0]] + 1}); kept the best "
+        "before; lower method.lr"
+    }
