@@ -15,7 +15,8 @@ Rows per case, the task, all means over images and seeds:
 
 - ``mse_<candidate>`` on [0, 1], ``evaluations_<candidate>`` and ``seconds_<candidate>`` per image; ``mse_published`` is
   that of the best iterates, its evaluations and seconds those of the whole schedule.
-- ``mse_ratio``: the default's mean squared error over that of the published schedule's best iterates.
+- ``mse_ratio``: the default's mean squared error over that of the published schedule's best iterates;
+  ``mse_ratio_upper_bound``: one-sided, 95 %, of a task alone, by the images' paired differences (means over seeds).
 - ``evaluations_fraction``, ``seconds_fraction``: what the default spends of what the published schedule spends in all;
   nan, and said so, where its error is larger, so that it has not reached the same.
 - ``radius_published``: the radius that was tuned.
@@ -36,6 +37,7 @@ import pytorch_lightning as pl
 import torch
 from cache import computed_once, parts
 from common import Limit, Row, decoded, observed, publish, row, setting_of, solutions_of, truth_of
+from noninferiority import upper_bound
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
@@ -120,15 +122,17 @@ class Course(Callback):
 
 
 def solved(setting: Setting, members: Sequence[int]) -> dict[str, Any]:
-    """What a method makes of images that are solved together; means over them."""
+    """What a method makes of images that are solved together: means over them, and the ``errors`` of each."""
     seen = observed(setting, members)
     truth = truth_of(seen)
     with counted(setting.generator, len(seen)) as work:
         course = Course(truth, work)
         solutions = solutions_of(setting, setting.method, seen, [course])
         seconds = time.perf_counter() - course.start
+    errors = metrics.mse(decoded(setting, solutions), truth).tolist()
     return {
-        "mse": float(metrics.mse(decoded(setting, solutions), truth).mean()),
+        "mse": fmean(errors),
+        "errors": dict(zip(map(str, members), errors, strict=True)),
         "evaluations": work.evaluations,
         "seconds": seconds / len(seen),
         "course": [(evaluations, spent / len(seen), mse) for evaluations, spent, mse in course.points],
@@ -199,14 +203,26 @@ def table(task: str, outcomes: Outcomes, radius: float) -> list[Row]:
     rows = [row(task, f"{key}_{name}", of[key], unit) for name, of in means.items() for key, unit in units.items()]
     default, published = means[DEFAULT], means[PUBLISHED]
     ratio = default["mse"] / published["mse"]
+    pairs = zip(_errors(outcomes[DEFAULT]), _errors(outcomes[PUBLISHED]), strict=True)
+    bound = upper_bound([mine - other for mine, other in pairs], 0.05) / published["mse"]
     reached = ratio <= 1
     if not reached:
         print(f"{task}: the default's error is {ratio:.3f} times the published schedule's: it has not reached it")
     rows.append(row(task, "mse_ratio", ratio, "1"))
+    rows.append(row(task, "mse_ratio_upper_bound", 1 + bound, "1"))
     for key in ("evaluations", "seconds"):
         rows.append(row(task, f"{key}_fraction", default[key] / published[key] if reached else float("nan"), "1"))
     rows.append(row(task, "radius_published", radius, "1"))
     return rows
+
+
+def _errors(outcomes: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Of every image, the mean over seeds."""
+    found: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        for image, error in outcome["errors"].items():
+            found.setdefault(image, []).append(error)
+    return [fmean(errors) for errors in found.values()]
 
 
 def draw(found: Mapping[str, Outcomes], path: Path) -> None:

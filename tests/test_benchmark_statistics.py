@@ -194,14 +194,17 @@ def test_budget_counts_work_and_looks_at_the_truth_without_changing_anything(scr
 def test_budget_reports_fractions_only_where_the_error_is_reached(script, capsys: pytest.CaptureFixture):
     budget = script("budget")
     published = [
-        {"mse": 0.02, "evaluations": 1200.0, "seconds": 12.0},
-        {"mse": 0.04, "evaluations": 1200.0, "seconds": 8.0},
+        {"mse": 0.02, "errors": {"0": 0.01, "1": 0.03}, "evaluations": 1200.0, "seconds": 12.0},
+        {"mse": 0.04, "errors": {"0": 0.03, "1": 0.05}, "evaluations": 1200.0, "seconds": 8.0},
     ]
     for mse, reached in ((0.03, True), (0.033, False)):
-        default = [{"mse": mse, "evaluations": 300.0, "seconds": 4.0}] * 2
+        errors = {"0": mse - 0.011, "1": mse + 0.011}
+        default = [{"mse": mse, "errors": errors, "evaluations": 300.0, "seconds": 4.0}] * 2
         rows = budget.table("t", {"default": default, "published": published}, 0.2)
         values = {entry["metric"]: entry["value"] for entry in rows}
         assert values["mse_ratio"] == pytest.approx(mse / 0.03)
+        interval = stats.ttest_rel([mse - 0.011, mse + 0.011], [0.02, 0.04]).confidence_interval(0.9)
+        assert values["mse_ratio_upper_bound"] == pytest.approx(1 + interval.high / 0.03)
         fractions = torch.tensor([values["evaluations_fraction"], values["seconds_fraction"]])
         expected = torch.tensor([0.25, 0.4]) if reached else torch.full((2,), torch.nan)
         torch.testing.assert_close(fractions, expected, equal_nan=True)
