@@ -26,7 +26,7 @@ from .generators.base import LayeredGenerator
 from .interrupt import Interrupted, StopRequest, Taken, listen
 from .loggers import RunInfo, RunLog
 from .losses import PerceptualFit, PerceptualNet, TargetFit
-from .method import Method
+from .method import AUTO, Method
 from .observations import MODES, Measured, Observations, Requested, Simulated
 from .operators import Classifier, ForwardOperator
 from .operators.noise import NoiseModel
@@ -183,8 +183,9 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
     for name in SECTIONS:
         if not isinstance(config[name], DictConfig):
             raise RunError(f"{name}={config[name]}: expected a section of options, see conf/{name}")
-    method = instantiate(config.method, "method", Method)
-    baseline = instantiate(config.baseline, "baseline", Method) if config.get("baseline") else None
+    generator = generator_of(config)
+    method = _method_of(config, "method", generator)
+    baseline = _method_of(config, "baseline", generator) if config.get("baseline") else None
     perceptual = None
     if config.perceptual.name != "none":
         if any(it and it.data_fit.get("perceptual") for it in (method, baseline)):
@@ -194,7 +195,6 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
                   "method.data_fit.perceptual=1 does", file=sys.stderr)  # fmt: skip
     judges = judges_of(config)
     shard = Shard.parse(config.data.get("shard"))
-    generator = generator_of(config)
     operator, observations = build_observations(config, generator)
     return Setting(
         # A trainer's precision is a part of its own; an experiment's size has been resolved.
@@ -218,6 +218,13 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
         pack=config.get("pack", False),
         yaml=as_yaml(config),
     )
+
+
+def _method_of(config: DictConfig, field: str, generator: LayeredGenerator) -> Method:
+    """A section's method, no deeper than the generator where its layers are left to that."""
+    section = config[field]
+    depth = {"depth": generator.num_layers} if section.get("layers") == AUTO else {}
+    return instantiate(section, field, Method, **depth)
 
 
 def judges_of(config: DictConfig) -> list[PerceptualNet]:

@@ -19,7 +19,10 @@ RADIUS_MODES = ("relative", "absolute")
 KEEPS = ("best", "last", "samples")
 RANKS = ("data_fit", "loss", "held_out", "truth")
 AUTO = "auto"
-"""A radius that is one of ``method.candidates``, whichever the held-out measurements are in favour of."""
+"""A radius that is one of ``method.candidates``, whichever the held-out measurements are in favour of; layers as far as
+the generator goes."""
+AUTO_LAYERS = 4
+"""How many those are, unless the steps of each are given."""
 SELECTS = ("holdout", "stacking")
 STOPS = ("discrepancy",)
 
@@ -188,7 +191,7 @@ class Method:
     def from_config(
         cls,
         name: str,
-        layers: Sequence[int],
+        layers: str | Sequence[int],
         steps: int | Sequence[int],
         lr: float | Sequence[float],
         free: str | Sequence[str],
@@ -232,6 +235,7 @@ class Method:
         anchor: float = 0.03,
         stop: str | None = None,
         noise_level: float | None = None,
+        depth: int | None = None,
     ) -> Method:
         """Build a method from the fields of ``conf/method/*.yaml``.
 
@@ -239,7 +243,9 @@ class Method:
 
         Args:
             name: what results are filed under.
-            layers: entry layer of each stage; they never decrease.
+            layers: entry layer of each stage; they never decrease. auto: 0, 1, 2, …, one for each entry of ``steps``
+                (four, where that is one number), as far as the generator goes; entries of lists for stages beyond that
+                are left out.
             steps: optimisation steps; a stage with none is left out.
             lr: peak of each stage's ramp.
             free: the variables that are optimised, among those that a point has at the stage's layer; or a code of
@@ -302,14 +308,20 @@ class Method:
             stop: ``discrepancy``: an image is left as it is once its mean squared error is that of the noise (Morozov),
                 where nothing else is minimised; null: all steps are taken.
             noise_level: standard deviation of the noise, in units of y; null: unknown, nothing stops.
+            depth: how many layers the generator has, for ``layers`` auto; null: enough.
 
         Raises:
             ScheduleError: naming the field, its value and the remedy.
         """
-        if isinstance(layers, str) or not isinstance(layers, Sequence) or not len(layers):
+        if layers == AUTO:
+            count = len(steps) if isinstance(steps, Sequence) and not isinstance(steps, str) else AUTO_LAYERS
+            layers = range(count if depth is None else min(count, depth))
+        elif isinstance(layers, str) or not isinstance(layers, Sequence) or not len(layers):
             raise ScheduleError(
-                f"method.layers={layers}: expected a list of entry layers, one per stage, such as [0,1,2]"
+                f"method.layers={layers}: expected a list of entry layers, one per stage, such as [0,1,2]; or auto"
             )
+        else:
+            count = len(layers)
         for field_name, value in (("spheres", spheres), ("standardize", standardize), ("reset", reset)):
             if isinstance(value, str) or not isinstance(value, Sequence):
                 raise ScheduleError(f"method.{field_name}={value}: expected a list of variables, such as [latent]")
@@ -323,30 +335,34 @@ class Method:
                 raise ScheduleError(
                     f"method.{field_name}={value}: expected a number per name, such as {{{_EXAMPLES[field_name]}}}"
                 )
-        count = len(layers)
-        steps = _per_stage("method.steps", steps, count)
-        center = _per_stage("method.center", center, count)
+
+        def per_stage(name: str, value: Any) -> list[Any]:
+            return _per_stage(name, value, count)[: len(layers)]
+
+        steps = per_stage("method.steps", steps)
+        center = per_stage("method.center", center)
         automatic = AUTO in (radius, *(radii or {}).values())
         if isinstance(candidates, str) or not isinstance(candidates, Sequence):
             raise ScheduleError(f"method.candidates={candidates}: expected a list of radii, such as [0.05,0.2,1]")
         for candidate in candidates:
             check_number("method.candidates", candidate)
         candidates = tuple(map(float, candidates)) if automatic else ()
+        if not isinstance(refit, bool):
+            raise ScheduleError(f"method.refit={refit}: expected true or false")
         copies = check_count("method.restarts", restarts) * max(len(candidates), 1)
         for counted, given in (("steps", steps), ("range_steps", [range_steps]), ("refit_steps", [refit_steps])):
             for value in given:
                 check_count(f"method.{counted}", value)
         refits = refit and refit_steps > 0 and select is not None and copies > 1
         check_number("method.refit_lr", refit_lr, positive=True, finite=True)
-        if not isinstance(refit, bool):
-            raise ScheduleError(f"method.refit={refit}: expected true or false")
         if evaluations is not None:
+            check_count("method.evaluations", evaluations)
             kept = [i for i, value in enumerate(steps) if value]
             searches = _searches([layers[i] for i in kept], [center[i] for i in kept])
             share = 0
             if refits:
                 given = copies * (sum(steps) + searches * range_steps) + refit_steps
-                share = check_count("method.evaluations", evaluations) * refit_steps // max(given, 1)
+                share = max(1, evaluations * refit_steps // given)
             steps, range_steps = _spread(evaluations, share, steps, range_steps, searches, copies)
             if refits:  # with what can't be shared out evenly
                 refit_steps = evaluations - copies * (sum(steps) + searches * range_steps)
@@ -369,37 +385,33 @@ class Method:
                     f"method.noise_lookahead={noise_lookahead}, method.noise_maps={noise_maps}: both given; "
                     "set one to null"
                 )
-            noise_maps = [
-                check_count("method.noise_lookahead", noise_lookahead) + 2 * check_count("method.layers", layer)
-                for layer in layers
-            ]
+            check_count("method.noise_lookahead", noise_lookahead)
         bounds = {"activation": radius, **(radii or {})}
         auto = tuple(variable for variable, value in bounds.items() if value == AUTO)
         bounds = {variable: value for variable, value in bounds.items() if value != AUTO}
         per_stage_radii = {
-            variable: _per_stage(
-                "method.radius" if variable == "activation" else f"method.radii.{variable}", value, count
-            )
+            variable: per_stage("method.radius" if variable == "activation" else f"method.radii.{variable}", value)
             for variable, value in bounds.items()
         }
         per_stage_penalties = {
-            penalty: _per_stage(f"method.penalties.{penalty}", value, count)
-            for penalty, value in (penalties or {}).items()
+            penalty: per_stage(f"method.penalties.{penalty}", value) for penalty, value in (penalties or {}).items()
         }
         per_stage_fits = {
-            term: _per_stage(f"method.data_fit.{term}", value, count)
+            term: per_stage(f"method.data_fit.{term}", value)
             for term, value in ({"mse": 1.0} if data_fit is None else data_fit).items()
         }
         columns = {
-            field_name: _per_stage(f"method.{field_name}", value, count)
+            field_name: per_stage(f"method.{field_name}", value)
             for field_name, value in (
-                ("steps", steps), ("lr", lr), ("noise_maps", noise_maps), ("optimizer", optimizer), ("ramp", ramp),
-                ("center", center), ("space", space),
+                ("lr", lr), ("noise_maps", noise_maps), ("optimizer", optimizer), ("ramp", ramp), ("space", space)
             )
         }  # fmt: skip
-        columns["free"] = _free_per_stage(free, count)
+        columns |= {"steps": steps, "center": center}
+        columns["free"] = _free_per_stage(free, count)[: len(layers)]
+        if noise_lookahead is not None:
+            columns["noise_maps"] = [noise_lookahead + 2 * check_count("method.layers", layer) for layer in layers]
         alone = {
-            i for i in range(count)
+            i for i in range(len(layers))
             if _is_mse({name: values[i] for name, values in per_stage_fits.items()})
             and not any(values[i] for values in per_stage_penalties.values())
         }  # fmt: skip
@@ -463,21 +475,19 @@ def _searches(layers: Sequence[int], centers: Sequence[str]) -> int:
 
 
 def _spread(
-    evaluations: Any, refit: int, steps: Sequence[Any], range_steps: Any, searches: int, copies: int
-) -> tuple[list, int]:
+    evaluations: int, refit: int, steps: Sequence[int], range_steps: int, searches: int, copies: int
+) -> tuple[list[int], int]:
     """Steps per stage, and of a search, that take so many evaluations, without those of a refit and all copies
     together, in the proportions of those given."""
-    for name, values in (("method.steps", steps), ("method.range_steps", [range_steps])):
-        for value in values:
-            check_count(name, value)
-    budget = (check_count("method.evaluations", evaluations) - refit) // max(copies, 1)
+    budget = (evaluations - refit) // max(copies, 1)
     stages = sum(value > 0 for value in steps)
     total = sum(steps) + searches * range_steps
     if not stages or budget < stages + searches:
         raise ScheduleError(
-            f"method.evaluations={evaluations}: expected at least {max(stages + searches, 1) * copies}, "
+            f"method.evaluations={evaluations}: expected at least {max(stages + searches, 1) * copies + refit}, "
             f"one for each of {stages} stages{f' and {searches} searches' if searches else ''}"
-            f"{f' of {copies} copies (restarts × candidates)' if copies > 1 else ''}; "
+            f"{f' of {copies} copies (restarts × candidates)' if copies > 1 else ''}"
+            f"{f', and {refit} of refit' if refit else ''}; "
             "or null to take method.steps as they are"
         )
     most = (budget - stages) // searches if searches else 0

@@ -216,7 +216,14 @@ class Selection:
         """Decode the points that were found, of all copies, at the generator's deepest layer, and compare what they
         predict."""
         deepest = generator.num_layers - 1
-        points = LatentPoint.cat([generator.advance(p.to(generator.device), deepest) for p in found])
+        spaces = [stage.space for stage in method.schedule.stages if stage.space is not None]
+
+        def deep(point: LatentPoint) -> LatentPoint:
+            """As the last stage would have it, whatever stage it is from."""
+            point = point.to(generator.device)
+            return generator.advance(generator.convert(point, spaces[-1]) if spaces else point, deepest)
+
+        points = LatentPoint.cat([deep(point) for point in found])
         pictures = generator(points)
         held, copies = held.to(pictures.device), method.copies
         predictions = operator(pictures)

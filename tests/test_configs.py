@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from ilo_lightning.generators.checkpoints import save_generator
 from ilo_lightning.identity import identity
 from ilo_lightning.job import build, build_log
+from ilo_lightning.method import Method
 from ilo_lightning.pipeline import parts_of
 from ilo_lightning.sweeps.plan import alternatives
 from tests.networks import small_stylegan2
@@ -34,8 +35,6 @@ def test_composes_and_instantiates(group: str, name: str, tmp_path: Path):
     if (group, name) == ("generator", "stylegan2"):
         save_generator(small_stylegan2(32), tmp_path / "own.safetensors")
         overrides.append(f"generator.checkpoint={tmp_path / 'own.safetensors'}")
-    if (group, name) == ("generator", "mnist_vae"):  # three layers; the methods name four
-        overrides += ["method.layers=[0,1,2]", "method.steps=[1,1,1]", "method.lr=[0.1,0.1,0.1]"]
     if (group, name) in (("method", "lasso"), ("method", "total_variation")):
         overrides.append(f"generator={'wavelets' if name == 'lasso' else 'pixels'}")
     if (group, name) in (("generator", "pixels"), ("generator", "wavelets")):  # one layer; the methods for it
@@ -144,6 +143,29 @@ def test_methods_have_equal_budgets(budget: int):
     assert csgm.evaluations == ilo.evaluations == budget
     assert ilo.copies == 6 and ilo.refit is not None
     assert 0 <= ilo.refit.steps - budget * 52 // 388 < ilo.copies
+
+
+@pytest.mark.parametrize("name", ["ilo", "ilo_range", "ilo_sparse"])
+def test_methods_go_as_deep_as_the_generator(name: str):
+    """Stages that the generator doesn't have are left out; the others share all evaluations."""
+
+    def made(*overrides: str) -> Method:
+        given = [f"method={name}", "method.evaluations=400", *overrides]
+        with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
+            return build(compose("config", overrides=given)).method
+
+    explicit = ["method.layers=[0,1,2]"]
+    explicit += [f"method.{field}=[{','.join([value] * 3)}]" for field, value in (("steps", "14"), ("lr", "0.1"))]
+    shallow = made("generator=mnist_vae", "method.lr=0.1")
+    if name in ("ilo", "ilo_range"):
+        assert shallow == made(*explicit)
+    assert [stage.layer for stage in shallow.schedule.stages] == [0, 1, 2]
+    assert 400 - shallow.copies < shallow.evaluations <= 400
+    assert [stage.layer for stage in made().schedule.stages] == [0, 1, 2, 3]
+    assert made() == made("method.layers=[0,1,2,3]")
+    assert [stage.layer for stage in made("method.steps=[9,9]", "method.lr=0.1").schedule.stages] == [0, 1]
+    with pytest.raises(ValueError, match=r"method\.lr=\[1, 2, 3\]: 3 entries for 4 stages"):
+        made("generator=mnist_vae", "method.lr=[1,2,3]")
 
 
 def test_the_default_takes_a_third_of_what_was_published():

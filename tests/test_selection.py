@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from ilo_lightning.callbacks import ResumeCheckpoint
 from ilo_lightning.generators.base import LatentPoint
 from ilo_lightning.generators.sequential import SequentialGenerator
-from ilo_lightning.losses import deviation
+from ilo_lightning.losses import deviation, mean_squared_error
 from ilo_lightning.method import Method
 from ilo_lightning.operators import Denoising, GaussianNoise, Inpainting, Measurement, measure
 from ilo_lightning.projections import project_simplex
 from ilo_lightning.reconstruction import Reconstruction
 from ilo_lightning.schedule import ScheduleError
-from ilo_lightning.selection import RIDGE, combine, hold_out, mean_of, one_of, restraint
+from ilo_lightning.selection import RIDGE, Selection, combine, hold_out, mean_of, one_of, restraint
 from ilo_lightning.solve import solve
 from tests.networks import rngs
+from tests.test_methods import method as shipped
 from tests.test_resume import Killed, assert_same
 from tests.test_solve import KEYS, ilo, problem
 
@@ -336,6 +337,40 @@ def test_what_stops_and_what_is_refitted_follows_the_configuration():
     assert automatic(refit_steps=0, evaluations=403).refit is None
     with pytest.raises(ScheduleError, match=r"method\.steps=many"):
         automatic(steps=["many", 1, 1], evaluations=100)
+
+
+@pytest.mark.parametrize("refit_steps", [1, 5, 52])
+@pytest.mark.parametrize("evaluations", [25, 60, 61, 403])
+def test_evaluations_are_shared_with_the_refit(evaluations: int, refit_steps: int):
+    """All are spent, and neither a stage nor the refit is lost, however few there are."""
+    method = automatic(steps=[14, 14, 14], candidates=[0.01, 0.1], refit_steps=refit_steps, evaluations=evaluations)
+    assert method.evaluations == evaluations and len(method.schedule) == 3
+    assert method.refit is not None and method.refit.steps >= 1
+    least = method.copies * 3 + 1
+    assert automatic(refit_steps=1, evaluations=least).evaluations == least
+    with pytest.raises(
+        ScheduleError, match=rf"expected at least {least}, one for each of 3 stages of 2.*, and 1 of refit"
+    ):
+        automatic(refit_steps=1, evaluations=least - 1)
+
+
+@pytest.mark.parametrize("before", ["w", "w_plus"])
+def test_candidates_may_end_in_different_spaces(before: str):
+    """The best iterate of each may be of another stage: they are compared in the space of the last."""
+    generator, operator, measurement = problem()
+    _, held = hold_out(measurement, KEYS, 0, 0.3)
+    method = shipped("three_phase", start="random", restarts=2, select="stacking")
+    spaces = [stage.space for stage in method.schedule.stages]
+    points = [generator.sample(rngs(seed), before) for seed in range(2 * len(KEYS))]
+    last = [generator.convert(point, spaces[-1]) for point in points]
+
+    def selection(found: list[LatentPoint]) -> Selection:
+        return Selection.make(generator, operator, measurement, held, method, mean_squared_error, found)
+
+    mixed, same = selection([*points[::2], *last[1::2]]), selection([*last[::2], *last[1::2]])
+    assert mixed.point.space == spaces[-1] == "styles"
+    torch.testing.assert_close(mixed.weights, same.weights)
+    torch.testing.assert_close(generator(mixed.point), generator(same.point))
 
 
 class KillIn(Callback):

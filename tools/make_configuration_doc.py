@@ -128,6 +128,7 @@ def document() -> str:
             rows = [
                 f"| `method.{name}` | `{_cell(types[name])}` | {_cell(meaning)} |"
                 for name, meaning in arguments_of(docstring)
+                if name != "depth"  # the generator's, no option
             ]
             parts.append("\n".join(["| option | type | |", "|---|---|---|", *rows]) + "\n")
         for path in sorted((CONF / group).glob("*.yaml")):
