@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .generators.base import LatentPoint, LayeredGenerator
     from .generators.checkpoints import load_generator
     from .generators.stylegan2 import StyleGAN2
+    from .job import load_method
     from .method import Method
     from .problem import InverseProblem
     from .schedule import Schedule, Stage
@@ -33,6 +34,7 @@ __all__ = [
     "StyleGAN2",
     "__version__",
     "load_generator",
+    "load_method",
     "solve",
 ]
 
@@ -46,6 +48,7 @@ _MODULE_OF = {
     "Stage": ".schedule",
     "StyleGAN2": ".generators.stylegan2",
     "load_generator": ".generators.checkpoints",
+    "load_method": ".job",
     "solve": ".solve",
 }
 

@@ -33,8 +33,9 @@ def from_deepinv(physics: Any, image_shape: Sequence[int], intensities: bool = F
         intensities: A gets images in [0, 1], as deepinv has them, and not in [-1, 1].
 
     Returns:
-        A linear operator for a ``LinearPhysics`` that gets images as they are, with ``A_adjoint`` as adjoint. Of a
-        linear physics, entries of y that are 0 for every image have weight 0, as in inpainting.
+        A linear operator for a ``LinearPhysics`` that gets images as they are, with ``A_adjoint`` as adjoint; for one
+        that gets intensities, an affine one. Of a linear physics, entries of y that are 0 for every image have weight
+        0, as in inpainting.
 
     Raises:
         ValueError: if it is no physics, or A fails on images of that shape, gives something else, or mixes the images
@@ -59,7 +60,9 @@ def from_deepinv(physics: Any, image_shape: Sequence[int], intensities: bool = F
         raise ValueError(f"task.operator.physics: A of this {name} is 0 for every image")
     weight = observed.float() if linear and not bool(observed.all()) else None
     kind = LinearPhysicsOperator if linear and not intensities else PhysicsOperator
-    return kind(own, shape, tuple(y.shape[1:]), weight, intensities)
+    operator = kind(own, shape, tuple(y.shape[1:]), weight, intensities)
+    operator.affine = linear
+    return operator
 
 
 class PhysicsOperator(ForwardOperator):
@@ -133,7 +136,8 @@ class LinearPhysicsOperator(PhysicsOperator, LinearOperator):
 def reconstructor(generator: LayeredGenerator, method: Method, seed: int = 0) -> Any:
     """A method as a deepinv ``Reconstructor``: ``model(y, physics)`` gives images ``(B, C, H, W)`` in [0, 1].
 
-    It minimises the mean squared error of A, without the physics' noise model. The randomness of an image comes from
+    It minimises what the method says, of A without the physics' noise model: how much noise there is, in units of y, is
+    for the method to know (``noise_level``). The randomness of an image comes from
     ``seed`` and its y, so that neither its place nor its batch matters.
 
     Args:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import InstantiationException
+from hydra.errors import InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -225,6 +226,30 @@ def _method_of(config: DictConfig, field: str, generator: LayeredGenerator) -> M
     section = config[field]
     depth = {"depth": generator.num_layers} if section.get("layers") == AUTO else {}
     return instantiate(section, field, Method, **depth)
+
+
+def load_method(name: str = "ilo", *, depth: int | None = None, **fields: Any) -> Method:
+    """A method as ``method=NAME`` of the command line has it, for ``solve`` and for ``deepinv.reconstructor``.
+
+    Args:
+        name: of one in ``conf/method``.
+        depth: ``num_layers`` of the generator, where it may have fewer layers than the method names.
+        fields: others than configured, such as ``evaluations=400`` or ``noise_level=0.02`` (unknown unless told).
+
+    Raises:
+        RunError: if there is no such method or field, or the method can't be.
+    """
+    with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
+        try:
+            section = compose("config", overrides=[f"method={name}"]).method
+        except MissingConfigException as error:
+            raise RunError(f"method={name}: there is none of this name, see conf/method") from error
+        for field, value in {"noise_level": None, **fields}.items():
+            if field not in section:
+                raise RunError(f"method.{field}={value}: no such field, see Method.from_config")
+            section[field] = value
+        more = {"depth": depth} if section.layers == AUTO else {}
+        return instantiate(section, "method", Method, **more)
 
 
 def judges_of(config: DictConfig) -> list[PerceptualNet]:

@@ -294,7 +294,7 @@ class Method:
             dead_zone: errors of up to this cost nothing in the term ``dead_zone``; in units of y.
             candidates: the radii of ``auto``, side by side; each has a random start of its own.
             select: how several radii or starts become one point, by measurements that were held out: ``stacking``, the
-                mean of their images with the weights that predict these best (for linear operators; ``holdout`` for
+                mean of their images with the weights that predict these best (for affine operators; ``holdout`` for
                 others); ``holdout``, the one that does; null: the lowest ``rank``.
             held_out: the part of each image's measurements.
             refit: go on from there at the deepest layer, with all measurements, held by ``refit_deviation`` and
@@ -362,7 +362,8 @@ class Method:
             share = 0
             if refits:
                 given = copies * (sum(steps) + searches * range_steps) + refit_steps
-                share = max(1, evaluations * refit_steps // given)
+                least = copies * (len(kept) + searches)
+                share = max(1, min(evaluations * refit_steps // given, evaluations - least))
             steps, range_steps = _spread(evaluations, share, steps, range_steps, searches, copies)
             if refits:  # with what can't be shared out evenly
                 refit_steps = evaluations - copies * (sum(steps) + searches * range_steps)

@@ -18,7 +18,7 @@ from torch import Tensor
 from .generators.base import LatentPoint, LayeredGenerator
 from .losses import deviation, mean_squared_error
 from .method import Method
-from .operators.base import ForwardOperator, LinearOperator, Measurement
+from .operators.base import ForwardOperator, Measurement
 from .problem import DataFit, InverseProblem
 from .projections import project_simplex
 from .randomness import generator_for
@@ -55,10 +55,10 @@ def check_selection(method: Method, operator: ForwardOperator) -> None:
 
 def how(method: Method, operator: ForwardOperator) -> str | None:
     """The selection that a method makes with this operator: the mean of images has the mean of their measurements only
-    where A is linear."""
+    where A is affine."""
     if not method.selects:
         return None
-    return method.select if isinstance(operator, LinearOperator) else "holdout"
+    return method.select if operator.affine else "holdout"
 
 
 def hold_out(
@@ -113,7 +113,7 @@ def mean_of(predictions: Tensor, held: Measurement) -> Tensor:
     out (stacking with Breiman's constraint), with a ridge towards equal ones. A candidate that isn't finite has none.
 
     Args:
-        predictions: ``(B, K, *output_shape)``, of a linear operator.
+        predictions: ``(B, K, *output_shape)``, of an affine operator.
     """
     deviations = _deviations(predictions, held).double()
     finite = deviations.isfinite().all(dim=2)

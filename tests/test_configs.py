@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from ilo_lightning.generators.checkpoints import save_generator
 from ilo_lightning.identity import identity
-from ilo_lightning.job import build, build_log
+from ilo_lightning.job import build, build_log, load_method
 from ilo_lightning.method import Method
 from ilo_lightning.pipeline import parts_of
 from ilo_lightning.sweeps.plan import alternatives
@@ -166,6 +166,20 @@ def test_methods_go_as_deep_as_the_generator(name: str):
     assert [stage.layer for stage in made("method.steps=[9,9]", "method.lr=0.1").schedule.stages] == [0, 1]
     with pytest.raises(ValueError, match=r"method\.lr=\[1, 2, 3\]: 3 entries for 4 stages"):
         made("generator=mnist_vae", "method.lr=[1,2,3]")
+
+
+def test_methods_from_python_are_those_of_the_command_line():
+    with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
+        configured = build(compose("config", overrides=["method=ilo_range", "method.evaluations=401"])).method
+    assert load_method("ilo_range", evaluations=401) == configured
+    assert load_method().refit is not None and load_method(depth=2) == load_method(layers=[0, 1], steps=14, lr=0.1)
+    assert load_method("ilo", noise_level=0.1).schedule[0].enough == pytest.approx(0.01)
+    with pytest.raises(ValueError, match=r"method=nothing: there is none of this name"):
+        load_method("nothing")
+    with pytest.raises(ValueError, match=r"method\.radus=1: no such field"):
+        load_method("ilo", radus=1)
+    with pytest.raises(ValueError, match=r"method\.steps=-1: expected a whole number"):
+        load_method("ilo", steps=-1)
 
 
 def test_the_default_takes_a_third_of_what_was_published():

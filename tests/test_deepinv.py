@@ -17,10 +17,12 @@ deepinv = pytest.importorskip("deepinv", reason="deepinv is in the test extra: p
 from ilo_lightning import identity  # noqa: E402
 from ilo_lightning.checks import operators as checks  # noqa: E402
 from ilo_lightning.deepinv import from_deepinv, reconstructor  # noqa: E402
+from ilo_lightning.job import load_method  # noqa: E402
 from ilo_lightning.main import main  # noqa: E402
 from ilo_lightning.method import Method  # noqa: E402
 from ilo_lightning.operators import ForwardOperator, GaussianNoise, Inpainting, LinearOperator, measure  # noqa: E402
 from ilo_lightning.rehearsal import rehearse_operator  # noqa: E402
+from ilo_lightning.selection import how  # noqa: E402
 from ilo_lightning.solve import solve  # noqa: E402
 from tests.networks import rngs, small_stylegan2  # noqa: E402
 from tests.test_documentation import blocks  # noqa: E402
@@ -265,6 +267,23 @@ def test_the_reconstructor_reconstructs():
     assert (error < 0.7 * (physics.A(first) - y).square().flatten(1).sum(1)).all()
 
 
+def test_a_linear_physics_of_intensities_is_affine():
+    """With it the prediction of a mean is the mean of the predictions, so that automatic ILO takes the mean."""
+    generator = small_stylegan2()
+    physics = P.CompressedSensing(100, SHAPE, rng=rng())
+    operator = from_deepinv(physics, SHAPE, intensities=True)
+    assert operator.affine and not isinstance(operator, LinearOperator)
+    x, shares = images(4), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    mean = torch.einsum("b,bchw->chw", shares.to(x), x)[None]
+    torch.testing.assert_close(operator(mean), torch.einsum("b,bm->m", shares.to(x), operator(x))[None])
+    assert not from_deepinv(OTHERS["RandomPhaseRetrieval"](), SHAPE, intensities=True).affine
+    method = load_method("ilo", steps=[2, 1], lr=0.1, refit_steps=2, candidates=[0.1, 0.5])
+    assert how(method, operator) == "stacking"
+    y = physics((x[:2] + 1) / 2)
+    found = reconstructor(generator, method)(y, physics)
+    assert found.shape == x[:2].shape and bool(found.isfinite().all())
+
+
 def test_an_image_is_reconstructed_alike_in_every_batch():
     generator = small_stylegan2()
     physics = P.CompressedSensing(200, SHAPE, rng=rng())
@@ -302,5 +321,5 @@ def test_the_documented_example_runs(capsys):
     (code,) = (text for text in blocks(ROOT / "docs" / "operators.md", "python") if "reconstructor" in text)
     assert len(code.strip().splitlines()) <= 20
     scope: dict[str, Any] = {}
-    exec(code.replace("steps=[200]", "steps=[2]"), scope)
+    exec(code.replace("noise_level=0.02", "noise_level=0.02, evaluations=25"), scope)
     assert scope["images"].shape == (1, 3, 64, 64) and "tensor" in capsys.readouterr().out

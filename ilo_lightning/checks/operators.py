@@ -51,6 +51,8 @@ def check_operator(build: Callable[[], ForwardOperator], image_shape: tuple[int,
         laws["gradient"] = partial(gradient, operator)
     if isinstance(operator, LinearOperator):
         laws |= {"linearity": partial(linearity, operator), "adjoint": partial(adjoint, operator)}
+    elif operator.affine:
+        laws["affinity"] = partial(affinity, operator)
     if operator.keeps_range:
         laws["range"] = partial(keeps_range, operator)
     return check(laws)
@@ -156,6 +158,14 @@ def linearity(operator: LinearOperator) -> str:
     expected = 2 * operator(x) - 3 * operator(other)
     hint = "A is not linear (an offset, a clip?); derive it from ForwardOperator instead"
     return expect_below(_relative(operator(2 * x - 3 * other) - expected, expected), TOLERANCE, "difference", hint)
+
+
+def affinity(operator: ForwardOperator) -> str:
+    """A(0.3 x + 0.7 x') = 0.3 A(x) + 0.7 A(x')."""
+    x, other = _images(operator), _images(operator, seed=3)
+    expected = 0.3 * operator(x) + 0.7 * operator(other)
+    found = _relative(operator(0.3 * x + 0.7 * other) - expected, expected)
+    return expect_below(found, TOLERANCE, "difference", "A is not affine (a clip?); set affine = False")
 
 
 def adjoint(operator: LinearOperator) -> str:

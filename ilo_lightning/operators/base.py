@@ -51,6 +51,8 @@ class ForwardOperator(nn.Module, ABC):
     """Whether images in [-1, 1] have y in [-1, 1], so that y is an intensity as they are."""
     straight_through: bool = False
     """Whether the gradient stands in for one that doesn't exist, or is of no use (rounding)."""
+    affine: bool = False
+    """Whether A of a mean of images, with weights of sum 1, is the mean of their A(x)."""
     can_hold_out: bool = True
     """Whether a part of y's entries is a measurement too, so that the others can say what it is worth."""
     _weight: Tensor
@@ -82,6 +84,8 @@ class ForwardOperator(nn.Module, ABC):
 
 class LinearOperator(ForwardOperator):
     """A linear A, with its adjoint: ⟨A x, y⟩ = ⟨x, A* y⟩ for all x and y."""
+
+    affine = True
 
     def adjoint(self, y: Tensor) -> Tensor:
         """A* y: ``(B, *output_shape)`` to ``(B, C, H, W)``. Differentiable. Here, the gradient of ⟨A x, y⟩ by x."""

@@ -52,6 +52,7 @@ class Composition(ForwardOperator):
         self.parts = nn.ModuleList(parts)
         self.measures_pictures = parts[-1].measures_pictures
         self.keeps_range = all(part.keeps_range for part in parts)
+        self.affine = all(part.affine for part in parts)
         self.can_hold_out = parts[-1].can_hold_out
         self.straight_through = any(part.straight_through for part in parts)
 
