@@ -197,6 +197,7 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
     judges = judges_of(config)
     shard = Shard.parse(config.data.get("shard"))
     operator, observations = build_observations(config, generator)
+    _tell_noise(config, method, observations)
     return Setting(
         # A trainer's precision is a part of its own; an experiment's size has been resolved.
         config=identity.without(values, (*identity.PLACEMENT, "trainer", "size", "sizes")),
@@ -325,6 +326,14 @@ def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple
     noise.check(operator)
     images = load_images(path, generator.image_shape, limit)
     return operator, Simulated(images, operator, noise, config.seed, generator.dtype)
+
+
+def _tell_noise(config: DictConfig, method: Method, observations: Observations) -> None:
+    """Say which noise a method counts on, where the files of y don't state theirs."""
+    counts = any((stage.enough, stage.sigma, stage.bm3d) != (None, None, None) for stage in method.schedule.stages)
+    if counts and isinstance(observations, Measured) and not observations.noise_is_stated:
+        print(f"task.noise.sigma={config.task.noise.get('sigma')}: {method.name} counts on it, as the files of y state "
+              "no noise; give theirs, or method.stop=null where nobody knows it", file=sys.stderr)  # fmt: skip
 
 
 def target_of(config: DictConfig, generator: LayeredGenerator) -> TargetFit | None:

@@ -148,18 +148,27 @@ class Measured(Observations):
                 f"{named}: y has the shape {tuple(measurement.y.shape[1:])}, this task's operator gives "
                 f"{self.operator.output_shape}{_remedy(info)}"
             )
-        self._check_operator(named, info)
+        self._check_task(named, info)
         return measurement
 
-    def _check_operator(self, named: str, info: Mapping[str, Any]) -> None:
-        """Refuse a measurement of another A, as far as its header tells."""
-        theirs, ours = _operator_of(info.get("task")), _operator_of(self.task)
+    @property
+    def noise_is_stated(self) -> bool:
+        """Whether the files say how they were measured; of pictures, nobody knows."""
+        return bool(self._files) and all(_section(_header_of(file).get("task"), "noise") for file in self._files)
+
+    def _check_task(self, named: str, info: Mapping[str, Any]) -> None:
+        """Refuse a measurement of another A, or with other noise, as far as its header tells."""
+        theirs, ours = _section(info.get("task"), "operator"), _section(self.task, "operator")
         changes = identity.differences(theirs, ours) if theirs else []
         fingerprint = info.get("operator")
         if not changes and fingerprint and fingerprint != identity.fingerprint(self.operator):
             changes = ["the same settings, other numbers: another mask, or another version of the operator"]
         if changes:
             raise DataError(f"{named}: measured by another operator ({'; '.join(changes[:4])}){_remedy(info)}")
+        theirs, ours = _section(info.get("task"), "noise"), _section(self.task, "noise")
+        noises = [f"task.noise.{line}" for line in identity.differences(theirs, ours)] if theirs else []
+        if noises:
+            raise DataError(f"{named}: measured with other noise ({'; '.join(noises)}){_remedy(info)}")
 
 
 class Requested(Observations):
@@ -219,10 +228,11 @@ def digest_of(measurement: Measurement) -> str:
     return digest.hexdigest()
 
 
-def _operator_of(task: Any) -> dict[str, Any]:
-    """The part of a task's configuration that says which A; of a mask, the content counts and not the path."""
-    operator = task.get("operator") if isinstance(task, Mapping) else None
-    return {key: value for key, value in operator.items() if key != "mask"} if isinstance(operator, Mapping) else {}
+def _section(task: Any, name: str) -> dict[str, Any]:
+    """A part of a task's configuration, such as ``operator`` or ``noise``; of a mask, the content counts and not the
+    path."""
+    section = task.get(name) if isinstance(task, Mapping) else None
+    return {key: value for key, value in section.items() if key != "mask"} if isinstance(section, Mapping) else {}
 
 
 def _remedy(info: Mapping[str, Any]) -> str:
@@ -233,13 +243,19 @@ def _remedy(info: Mapping[str, Any]) -> str:
     given = {key: value for key, value in task.items() if isinstance(value, int | float | str)}
     overrides = [f"task={task['name']}"]
     overrides += [f"task.{key}={value}" for key, value in given.items() if key not in ("name", "radius")]
+    overrides += [f"task.noise.{key}={value}" for key, value in _section(task, "noise").items() if key != "_target_"]
     return f"; its header says {' '.join(overrides)}"
+
+
+def _header_of(file: Path) -> dict[str, Any]:
+    """What a measurement file says about itself; nothing, if it is none, which is refused where it is read."""
+    try:
+        return Measurement.read_info(file)
+    except MeasurementError:
+        return {}
 
 
 def _stated_name(file: Path) -> str:
     """The image's name that a measurement file states, if it is fit for a file name; else the file's own."""
-    try:
-        name = Measurement.read_info(file).get("image")
-    except MeasurementError:
-        name = None
+    name = _header_of(file).get("image")
     return name if isinstance(name, str) and re.fullmatch(r"\w[\w .,+=()-]{0,99}", name) else name_of(file)

@@ -179,6 +179,11 @@ CASES: dict[str, Case] = {
         2,
         r"measured by another operator \(seed: 0 -> 1\); its header says task=compressed_sensing",
     ),
+    "measurement with other noise": (
+        lambda f: ["task=compressed_sensing", "task.noise.sigma=0.1", "data.mode=measured", f"data.path={f / 'y'}"],
+        2,
+        r"measured with other noise \(task\.noise\.sigma: 0\.0 -> 0\.1\); its header says .*task\.noise\.sigma=0\.0$",
+    ),
     "corrupt checkpoint": (
         lambda f: [f"generator.checkpoint={text(f / 'x.safetensors', b'0' * 50)}"],
         2,
@@ -416,7 +421,7 @@ def test_accepted_by_a_stated_rule_or_refused_in_one_line(
 ):
     make, code, words = CASES[name]
     picture = png(tmp_path / "good.png")
-    if name == "measurement of another operator":
+    if name.startswith("measurement "):
         y = [f"generator.checkpoint={checkpoint}", "task=compressed_sensing", f"hydra.run.dir={tmp_path / 'y'}"]
         assert ilo.run("measure", "generator=stylegan2", *y, f"data.path={picture}", cwd=tmp_path).returncode == 0
     for folder, others in (("mixed", ["bad.png"]), ("three", [])):

@@ -141,6 +141,19 @@ def test_a_measurement_of_another_operator_is_refused(
     assert "its header says task=gaussian_compressed_sensing task.fraction=0.4 task.seed=3" in said
 
 
+def test_noise_that_no_file_states_is_told(checkpoint: Path, pictures: Path, tmp_path: Path, capfd):
+    write(random_picture(16), tmp_path / "noisy.png")
+    picture, few = tmp_path / "noisy.png", ["task=denoising", "method=ilo", "method.radius=0.1", "method.steps=1"]
+    assert main(measured(checkpoint, picture, tmp_path / "told", *few)) == 0
+    assert "task.noise.sigma=0.2: ilo counts on it, as the files of y state no noise" in capfd.readouterr().err
+    for number, quiet in enumerate((["method.stop=null"], ["task.noise.sigma=0"])):
+        assert main(measured(checkpoint, picture, tmp_path / f"quiet{number}", *few, *quiet)) == 0
+        assert "counts on it" not in capfd.readouterr().err
+    assert measure([*arguments(checkpoint, pictures, tmp_path / "y"), "task=denoising", "data.limit=1"]) == 0
+    assert main(measured(checkpoint, tmp_path / "y", tmp_path / "stated", *few)) == 0
+    assert "counts on it" not in capfd.readouterr().err
+
+
 def test_a_measurement_behind_another_mask_is_refused(checkpoint: Path, pictures: Path, tmp_path: Path, capfd):
     """The settings are the same, the file is not."""
     masks = []
