@@ -75,9 +75,12 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
                 try:
                     PENALTIES[penalty](generator, point, point, generator(point))
                 except PenaltyError as error:
-                    raise ScheduleError(f"method.penalties.{penalty} at layer {stage.layer}: {error}") from error
+                    weight = f"method.penalties.{penalty}={stage.penalties[penalty]:g}"
+                    raise ScheduleError(f"{weight} at layer {stage.layer}: {error}") from error
             if stage.jitter and "latent" not in point.tensors:
-                raise ScheduleError(f"method.jitter={stage.jitter}: there is no latent code in space {point.space}")
+                raise ScheduleError(
+                    f"method.jitter={stage.jitter}: there is no latent code in space {point.space}; use method.jitter=0"
+                )
             if stage.bm3d is not None:
                 check_bm3d(stage.bm3d, point.space, generator.image_shape)
             if stage.optimizer == "langevin":

@@ -108,7 +108,9 @@ def data_fits(method: Method, more: Mapping[str, Term] | None = None) -> list[We
     terms = {"mse": mean_squared_error, "dead_zone": DeadZone(method.dead_zone), **(more or {})}
     for name, weight in method.data_fit.items():
         if weight and name not in terms:
-            raise ScheduleError(f"method.data_fit.{name}={weight:g}: there is no network here that it could be by")
+            raise ScheduleError(
+                f"method.data_fit.{name}={weight:g}: there is no network here that it could be by; use 0"
+            )
     return [WeightedFit(terms, stage.data_fit) for stage in method.schedule.stages]
 
 

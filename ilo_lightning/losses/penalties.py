@@ -75,7 +75,7 @@ def _noise_regularity(generator: LayeredGenerator, point: LatentPoint, center: L
     al., CVPR 2020, appendix D): ``Σ mean(n · shift(n))²`` over both axes and a pyramid of each map down to 8×8."""
     maps = [tensor for name, tensor in point.tensors.items() if variable_of(name) == "noise"]
     if not maps:
-        raise PenaltyError("the generator has no noise maps at this layer")
+        raise PenaltyError("the generator has no noise maps at this layer; leave it at 0")
     total = torch.zeros(point.batch_size, dtype=maps[0].dtype, device=maps[0].device)
     for noise in maps:
         while True:
@@ -93,7 +93,8 @@ def _deviation(generator: LayeredGenerator, point: LatentPoint, center: LatentPo
 
 def deviation(point: LatentPoint, center: LatentPoint) -> Tensor:
     """``(B,)``: ``‖x - c‖₁ / ‖c‖₁`` of the activation and the RGB skip (of all but codes and noise), summed: how far
-    the point has left what the layers above can make, as a sparse additive deviation (DMILO). Where c is zero, there is
+    the point has left what the layers above can make, as a sparse additive deviation (as in DMILO; Zheng,
+    Li & Liu, ICML 2025, whose deviation is a variable of its own). Where c is zero, there is
     no unit to measure it in, and nothing is added."""
     names = [name for name in point.tensors if is_made(name)]
     total = torch.zeros(point.batch_size, dtype=next(iter(point.tensors.values())).dtype)
@@ -107,7 +108,7 @@ def deviation(point: LatentPoint, center: LatentPoint) -> Tensor:
 
 def _latent(point: LatentPoint) -> Tensor:
     if "latent" not in point.tensors:
-        raise PenaltyError(f"there is no latent code at layer {point.layer} in space {point.space}")
+        raise PenaltyError(f"there is no latent code at layer {point.layer} in space {point.space}; leave it at 0")
     return point["latent"]
 
 

