@@ -669,7 +669,7 @@ def test_what_can_t_be_run_is_refused(name: str, changes: dict[str, Any], messag
     ("name", "changes", "message"),
     [
         ("projector", {}, r"method\.space=w: SequentialGenerator has z"),
-        ("csgm", {"penalties": {"geocross": 1}}, r"method\.penalties\.geocross at layer 0: .*only one"),
+        ("csgm", {"penalties": {"geocross": 1}}, r"method\.penalties\.geocross=1 at layer 0: .*only one"),
         ("csgm", {"penalties": {"noise_regularity": 1}}, r"no noise maps"),
         (
             "csgm",
