@@ -42,8 +42,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from ilo_lightning import metrics
-from ilo_lightning.pipeline import Setting
 from ilo_lightning.problem import InverseProblem
+from ilo_lightning.setting import Setting
 
 DEFAULT, PUBLISHED = "default", "published"
 RADIUS = "method.radius=tuned"

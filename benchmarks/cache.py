@@ -14,7 +14,8 @@ from typing import Any
 
 from ilo_lightning import identity
 from ilo_lightning.files import write_atomically
-from ilo_lightning.pipeline import Setting, parts_of
+from ilo_lightning.pipeline import parts_of
+from ilo_lightning.setting import Setting
 
 OF_A_SELECTION = ("select", "held_out", "refit", "refit_deviation", "anchor")
 """Fields of a method that mean nothing where one path is followed."""

@@ -2,7 +2,7 @@
 
     python benchmarks/collect.py --json collect.json
 
-A row is an image × point × method. The sweep is made up, in the form of a real one (tests/synthetic_sweep.py): by
+A row is an image × point × method. The sweep is made up, in the form of a real one (synthetic_sweep.py): by
 default points of 100 images, each reconstructed by ILO and CSGM, in batches of 8. Times are medians of the runs:
 ``seconds`` on the clock, ``cpu_seconds`` of the processor, which a busy machine changes less. Exit code 1 if 100,000
 rows take more than 10 s or 2 GiB. Linux only.
@@ -20,9 +20,7 @@ import time
 from pathlib import Path
 
 from common import Limit, publish, row
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.synthetic_sweep import Sweep
+from synthetic_sweep import Sweep
 
 # A child's ru_maxrss begins with what its parent had, which is torch here; VmHWM is its own.
 CHILD = """

@@ -22,7 +22,7 @@ from ilo_lightning.files import write_atomically
 from ilo_lightning.job import build
 from ilo_lightning.method import Method
 from ilo_lightning.observations import Observation, observe
-from ilo_lightning.pipeline import Setting
+from ilo_lightning.setting import Setting
 from ilo_lightning.solution import Solution
 from ilo_lightning.solve import solve
 

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from bare_loop import bare_loop
 from common import publish, row, setting_of
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ilo_lightning.callbacks import ResumeCheckpoint
 from ilo_lightning.operators import GaussianNoise, measure
 from ilo_lightning.solve import solve
-from tests.bare_loop import bare_loop
 
 
 def seconds(function: Callable[[], object]) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ilo_lightning import metrics
 from ilo_lightning.method import Method
-from ilo_lightning.pipeline import Setting
+from ilo_lightning.setting import Setting
 
 TASKS = {
     "inpainting_box": ["task=inpainting"],

@@ -43,7 +43,7 @@ from common import Limit, Row, decoded, observed, publish, row, setting_of, solu
 from noninferiority import holm_adjusted, p_value, simultaneous_upper_bounds
 
 from ilo_lightning import metrics
-from ilo_lightning.pipeline import Setting
+from ilo_lightning.setting import Setting
 
 AUTOMATIC, FIXED = "ilo", "ilo_fixed"
 RADII = (0.02, 0.05, 0.1, 0.2, 0.4, 1.0)

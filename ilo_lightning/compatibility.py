@@ -8,10 +8,9 @@ from dataclasses import replace
 import torch
 
 from .callbacks.plug_and_play import check_bm3d
-from .generators.base import LatentPoint, LayeredGenerator, variable_of
+from .generators.base import LatentPoint, LayeredGenerator, index_of, variable_of
 from .losses.penalties import PENALTIES, PenaltyError
 from .method import Method
-from .problem import index_of
 from .schedule import VARIABLES, ScheduleError, Stage
 
 IMAGE_SPACES = ("pixels", "wavelets")
@@ -40,7 +39,7 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
         ScheduleError: for layers, spaces and variables that the generator doesn't have.
     """
     name, stages = type(generator).__name__, method.schedule.stages
-    if method.selects and method.refit is not None:
+    if method.refit is not None:
         stages = (*stages, replace(method.refit, layer=generator.num_layers - 1))
     if method.space is not None and method.space not in generator.spaces:
         remedy = (

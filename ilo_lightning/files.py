@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import fnmatch
+import glob
 import importlib.resources
 import os
 import tempfile
@@ -159,3 +160,14 @@ def exclusive(path: str | Path, patience: float = 0.0) -> Iterator[None]:
                     raise
                 time.sleep(0.05)  # rather than a blocking call, which would not see Ctrl-C
         yield
+
+
+def place(value: Any) -> str | None:
+    """The absolute path that a value of a configuration names, if it names one."""
+    if not isinstance(value, str) or not value or "\n" in value or len(value) > 4096:
+        return None
+    try:
+        path = os.path.abspath(locate(value))
+    except (ValueError, ModuleNotFoundError, RuntimeError):
+        return None
+    return path if os.path.exists(path) or (os.sep in value and glob.has_magic(value)) else None

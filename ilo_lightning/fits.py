@@ -92,9 +92,7 @@ def _quiet_lightning() -> Iterator[None]:
                 ".*is smaller than the logging interval.*",
                 ".*Found .* module.* in eval mode.*",
                 ".*GPU available but not used.*",
-                ".*`srun` command is available.*",
                 ".*treespec.*LeafSpec.*",  # Lightning 2.6 against torch 2.14
-                ".*The `srun` command is available.*",
             ):
                 warnings.filterwarnings("ignore", message=message)
             yield
@@ -152,7 +150,7 @@ class Fits:
             resume = checkpoint.found()
         broken: Exception | None = None
         with _quiet_lightning():
-            fit = _new_trainer(
+            trainer = _new_trainer(
                 self.trainer,
                 max_epochs=len(problem.schedule),
                 callbacks=own,
@@ -161,7 +159,7 @@ class Fits:
                 default_root_dir=checkpoint.path.parent if checkpoint else None,
             )
             try:
-                fit.fit(problem, ckpt_path=resume, weights_only=True)
+                trainer.fit(problem, ckpt_path=resume, weights_only=True)
             except SystemExit:
                 # Lightning's way out at SIGTERM or a second SIGINT, where it comes before ResumeCheckpoint's.
                 if checkpoint is not None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .sweeps.inputs import place
+from .files import place
 
 if TYPE_CHECKING:
     from torch import nn

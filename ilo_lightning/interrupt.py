@@ -30,7 +30,7 @@ class Taken(Interrupted):
     def __init__(self) -> None:
         super().__init__(signal.SIGTERM)
         self.args = ("taken over by another process, after this one gave no sign of life for minutes",)
-        self.exit_code = 3
+        self.exit_code = SOME_FAILED
 
 
 class StopRequest:

@@ -26,7 +26,7 @@ from .files import write_atomically
 from .generators.base import LayeredGenerator
 from .interrupt import Interrupted, StopRequest, Taken, listen
 from .loggers import RunInfo, RunLog
-from .losses import PerceptualFit, PerceptualNet, TargetFit
+from .losses import PerceptualError, PerceptualFit, PerceptualNet, TargetFit
 from .method import AUTO, Method
 from .observations import MODES, Measured, Observations, Requested, Simulated
 from .operators import Classifier, ForwardOperator
@@ -254,7 +254,8 @@ def load_method(name: str = "ilo", *, depth: int | None = None, **fields: Any) -
 
 
 def judges_of(config: DictConfig) -> list[PerceptualNet]:
-    """The networks that ``metrics.perceptual`` names. One that is the loss's too is read from the same file.
+    """The networks that ``metrics.perceptual`` names; ``auto`` is ST-LPIPS, where its package is installed. One that is
+    the loss's too is read from the same file.
 
     Raises:
         PerceptualError: naming the field, its value and the remedy.
@@ -265,16 +266,18 @@ def judges_of(config: DictConfig) -> list[PerceptualNet]:
     named = section.get("perceptual")
     names = list(named) if isinstance(named, ListConfig) else [named or "none"]
     loss = config.get("perceptual") or {}
-    return [
-        PerceptualNet.open(
-            name,
-            loss.get("trunk") if name == loss.get("name") else None,
-            size=section.get("size"),
-            field="metrics.perceptual",
-        )
-        for name in dict.fromkeys(names)
-        if name != "none"
-    ]
+
+    def opened(name: str) -> PerceptualNet:
+        trunk = loss.get("trunk") if name == loss.get("name") else None
+        return PerceptualNet.open(name, trunk, size=section.get("size"), field="metrics.perceptual")
+
+    if names == [AUTO]:
+        try:
+            return [opened("stlpips_alex")]
+        except PerceptualError as error:
+            print(f"metrics.perceptual=auto: no perceptual distance is reported ({error})", file=sys.stderr)
+            return []
+    return [opened(name) for name in dict.fromkeys(names) if name != "none"]
 
 
 def build_log(config: DictConfig, setting: Setting, folder: Path) -> RunLog:

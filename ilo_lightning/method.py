@@ -49,7 +49,8 @@ class Method:
         select: what becomes of several starts and candidates: by how well they predict measurements that were held out,
             one is chosen (``holdout``), or their weighted mean taken (``stacking``); None: the best by ``rank``.
         held_out: the part of the measurements.
-        refit: the stage that goes on from there with all measurements, at the generator's deepest layer; None: none.
+        refit: the stage that goes on from there with all measurements, whatever its layer says at the generator's
+            deepest; None: none.
         refit_deviation, anchor: how strongly its point, and its image, are held where it begins, see ``selection``.
     """
 
@@ -141,6 +142,11 @@ class Method:
                 f"method.select=null: which of {len(self.candidates)} radii fits best what it was fitted to says "
                 "nothing; use method.select=stacking, or give one method.radius"
             )
+        if self.refit is not None and not self.selects:
+            raise ScheduleError(
+                f"method.refit={self.refit.steps} steps: nothing is selected that it could begin with; use "
+                "method.refit=false, or method.select=stacking with several radii or starts"
+            )
         if self.rank == "held_out" and not self.selects:
             raise ScheduleError(
                 "method.rank=held_out: nothing is held out; use method.select=holdout, with method.radius=auto or "
@@ -160,7 +166,7 @@ class Method:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Of the schedule, and the refit."""
-        return (*self.schedule.stages, self.refit) if self.selects and self.refit else self.schedule.stages
+        return (*self.schedule.stages, self.refit) if self.refit else self.schedule.stages
 
     @property
     def steps(self) -> int:
@@ -285,8 +291,9 @@ class Method:
                 same, and one last look at its end beside): ``steps`` and ``range_steps`` then only say in which
                 proportion; null: they are taken as they are.
             keep: the solution is the ``best`` iterate, the ``last``, or the last of several ``samples``.
-            rank: iterates and restarts are ranked by the ``data_fit``; by the ``loss``, penalties included; or by the
-                ``truth``, an oracle that says what choosing could bring, and is no method.
+            rank: iterates and restarts are ranked by the ``data_fit``; by the ``loss``, penalties included; by the data
+                fit of what is ``held_out`` (see ``select``); or by the ``truth``, an oracle that says what choosing
+                could bring, and is no method.
             samples: how many samples are kept, with ``keep=samples``, from the last stage.
             burn_in: the part of the last stage before the first sample.
             data_fit: weight of ``mse``, ``perceptual`` (by the network of ``perceptual=…``), ``dead_zone`` and
@@ -440,7 +447,7 @@ class Method:
         schedule = Schedule(stages)
         last = schedule.stages[-1]
         free_again = tuple(dict.fromkeys((*last.free, "activation", "rgb")))  # the last stage's may have ended above
-        again = replace(
+        refit_stage = replace(
             last, free=free_again, steps=refit_steps, lr=refit_lr, radii={}, auto=(), optimizer="adam", ramp="cosine",
             center="previous", reset=(), penalties={}, enough=None, space=None, jitter=0.0, bm3d=None, floor=0.0,
             sigma=None,
@@ -462,7 +469,7 @@ class Method:
             candidates=candidates,
             select=select,
             held_out=held_out,
-            refit=again,
+            refit=refit_stage,
             refit_deviation=refit_deviation,
             anchor=anchor,
         )

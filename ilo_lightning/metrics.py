@@ -145,3 +145,8 @@ def _unit_range(x: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 def _fits_window(x: Tensor) -> bool:
     return min(x.shape[-2:]) >= _SSIM_WINDOW
+
+
+def finite_or_none(value: float | Tensor) -> float | None:
+    """A number for JSON, which has neither NaN nor infinity."""
+    return float(value) if math.isfinite(value) else None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from .generators.base import LatentPoint, LayeredGenerator, is_made, variable_of
+from .generators.base import LatentPoint, LayeredGenerator, index_of, is_made, variable_of
+from .losses import DataFit, mean_squared_error
 from .losses.penalties import PENALTIES
 from .operators.base import ForwardOperator, Measurement
 from .optimizers import Langevin, NormalizedDescent
@@ -19,18 +20,6 @@ from .schedule import Schedule, Stage
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 Draws = Callable[..., Sequence[torch.Generator]]
-
-
-class DataFit(Protocol):
-    """How badly a prediction A(G(z)) disagrees with a measurement: one number ``(B,)`` per image, lower is better."""
-
-    def __call__(self, prediction: Tensor, measurement: Measurement) -> Tensor: ...
-
-
-def index_of(name: str) -> int | None:
-    """The index of a tensor within its variable: 3 for ``"noise_3"``, None for ``"activation"``."""
-    suffix = name.rpartition("_")[2]
-    return int(suffix) if suffix.isdigit() else None
 
 
 class InverseProblem(pl.LightningModule):
@@ -72,8 +61,6 @@ class InverseProblem(pl.LightningModule):
         restraint: Callable[[LatentPoint, Tensor], Tensor] | None = None,
     ):
         super().__init__()
-        from .losses import mean_squared_error
-
         self._frozen: dict[str, Any] = {"generator": generator, "operator": operator}
         self.measurement = measurement
         self.schedule = schedule
@@ -183,7 +170,7 @@ class InverseProblem(pl.LightningModule):
                 ).sum(0)
             closer = error.detach() < distance
             distance = torch.where(closer, error.detach(), distance)
-            best = select(closer, point.detach(), best)
+            best = point.detach().where(closer, best)
             if step == stage.range_steps:
                 break
             # What only deeper layers look at, such as their noise maps, has no gradient and stays.
@@ -301,9 +288,9 @@ class InverseProblem(pl.LightningModule):
             "stage": self.stage_index,
             "evaluations": self.evaluations,
             "space": self._space,
-            "parent": pack(self._start),
-            "origin": pack(self._origin),
-            "center": pack(self._center) if found and self._center is not None else None,
+            "parent": self._start.packed(),
+            "origin": self._origin.packed(),
+            "center": self._center.packed() if found and self._center is not None else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -318,18 +305,3 @@ class InverseProblem(pl.LightningModule):
             name.removeprefix(prefix): t for name, t in checkpoint["state_dict"].items() if name.startswith(prefix)
         }
         self._set_variables(LatentPoint(self.stage.layer, tensors, self._space).detach())
-
-
-def pack(point: LatentPoint) -> dict[str, Any]:
-    """A point as plain values, for a checkpoint."""
-    return {"layer": point.layer, "space": point.space, "tensors": dict(point.tensors)}
-
-
-def select(chosen: Tensor, yes: LatentPoint, no: LatentPoint) -> LatentPoint:
-    """``yes`` for the images ``chosen (B,)``, ``no`` for the others."""
-    return yes.update(
-        {
-            name: torch.where(chosen.view(-1, *[1] * (tensor.ndim - 1)), tensor, no[name])
-            for name, tensor in yes.tensors.items()
-        }
-    )

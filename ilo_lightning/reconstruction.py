@@ -13,8 +13,9 @@ from .callbacks import PosteriorSamples
 from .fits import Fit
 from .generators.base import LayeredGenerator
 from .method import Method
+from .metrics import finite_or_none
 from .randomness import derive_seed
-from .selection import Selection, finite_or_none
+from .selection import Selection
 from .solution import Solution
 
 
@@ -39,34 +40,34 @@ def reconstruction_of(
     names: Sequence[str],
     seed: int,
     info: Mapping[str, Any],
-    first: Fit,
+    search: Fit,
     selection: Selection | None,
-    again: Fit | None,
+    refit: Fit | None,
 ) -> Reconstruction | None:
     """Solutions out of the fits; None if nothing was evaluated."""
-    best, copies = first.best, method.copies
+    best, copies = search.best, method.copies
     if best.fit is None or best.score is None or best.step is None:
         return None
     images = len(names) // copies
-    ranked = _ranking(method, first, selection)
+    ranked = _ranking(method, search, selection)
     chosen = (ranked + torch.arange(images) * copies).tolist()
     points, steps, fits = best.points, best.step.view(images, copies).cpu(), best.fit.cpu()
     depth = [[point.layer for point in points[i * copies : (i + 1) * copies]] for i in range(images)]
     layers = [stage.layer for stage in method.schedule.stages]
-    stages, seconds, evaluations = list(first.stages), first.seconds, first.evaluations * copies
+    stages, seconds, evaluations = list(search.stages), search.seconds, search.evaluations * copies
     final = [points[i] for i in chosen]
-    fit, course = fits[chosen], first.course[:, chosen]
-    if first.posterior is not None:
-        evaluations += -(-first.posterior.count // 3)  # the samples' pictures, as below
+    fit, course = fits[chosen], search.course[:, chosen]
+    if search.posterior is not None:
+        evaluations += -(-search.posterior.count // 3)  # the samples' pictures, as below
     if selection is not None:
         evaluations += -(-(copies + 1) // 3)  # looks without a gradient, a third of an evaluation each
         final, fit = [selection.point.select([i]) for i in range(images)], selection.fit.cpu()
-    if again is not None and again.best.fit is not None:
-        final, fit = again.best.points, again.best.fit.cpu()
-        course = torch.cat([course, again.course])
-        stages += [len(layers)] * len(again.stages)
+    if refit is not None and refit.best.fit is not None:
+        final, fit = refit.best.points, refit.best.fit.cpu()
+        course = torch.cat([course, refit.course])
+        stages += [len(layers)] * len(refit.stages)
         layers.append(final[0].layer)
-        seconds, evaluations = seconds + again.seconds, evaluations + again.evaluations
+        seconds, evaluations = seconds + refit.seconds, evaluations + refit.evaluations
     solutions = [
         Solution(
             final[image].to("cpu"),
@@ -91,25 +92,25 @@ def reconstruction_of(
         )
         for image in range(images)
     ]
-    return Reconstruction(solutions, [], first.posterior if first.posterior and first.posterior.count else None)
+    return Reconstruction(solutions, [], search.posterior if search.posterior and search.posterior.count else None)
 
 
-def _ranking(method: Method, first: Fit, selection: Selection | None) -> Tensor:
+def _ranking(method: Method, search: Fit, selection: Selection | None) -> Tensor:
     """``(B,)``: which copy of each image was the best, or weighs most."""
     if selection is not None:
         return selection.weights.argmax(dim=1).cpu()
-    assert first.best.score is not None
-    return first.best.score.nan_to_num(nan=torch.inf).view(-1, method.copies).argmin(dim=1).cpu()
+    assert search.best.score is not None
+    return search.best.score.nan_to_num(nan=torch.inf).view(-1, method.copies).argmin(dim=1).cpu()
 
 
 @torch.no_grad()
 def pictures_of(
-    generator: LayeredGenerator, method: Method, first: Fit, selection: Selection | None, again: Fit | None
+    generator: LayeredGenerator, method: Method, search: Fit, selection: Selection | None, refit: Fit | None
 ) -> list[Tensor]:
     """Per stage, the images at its end: those of the copy that weighs most, and of the refit."""
-    ranked = _ranking(method, first, selection)
+    ranked = _ranking(method, search, selection)
     chosen = ranked + torch.arange(len(ranked)) * method.copies
-    ends = [point.select(chosen) for point in first.ends] + (again.ends if again else [])
+    ends = [point.select(chosen) for point in search.ends] + (refit.ends if refit else [])
     return [generator(point.to(generator.device)).cpu() for point in ends]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from .callbacks import PosteriorSamples
 from .data.images import save_png, to_uint8
 from .loggers import RunLog
 from .method import Method
+from .metrics import finite_or_none
 from .observations import Observation, device_of, header
 from .operators.base import Measurement
 from .reconstruction import Reconstruction
@@ -66,7 +66,7 @@ def write_image(
         # A method that was broken off has fewer pictures than stages.
         layers = solution.info["layers"]
         for layer, stage, pictures in zip(layers, method.stages, reconstruction.strip, strict=False):
-            psnr = None if truth is None else _finite(metrics.psnr(pictures[place][None], truth[None])[0])
+            psnr = None if truth is None else finite_or_none(metrics.psnr(pictures[place][None], truth[None])[0])
             stages.append({"layer": layer, "steps": stage.steps, "psnr": psnr})
             if method is setting.method and len(method.stages) > 1:
                 panels.append(_panel(f"{method.name}: after layer {layer}", pictures[place], psnr))
@@ -93,7 +93,7 @@ def write_image(
             outcomes[method.name]["posterior"] = {
                 "samples": reconstruction.posterior.count,
                 "metrics_of_mean": _scores(setting, mean[None], pair, observation.measurement),
-                "mean_std": _finite(reconstruction.posterior.std[place].mean()),
+                "mean_std": finite_or_none(reconstruction.posterior.std[place].mean()),
             }
             panels += [_panel(f"{method.name}: {title}", image) for title, image in more.items()]
         if "fault" in solution.info:
@@ -150,11 +150,7 @@ def _scores(setting: Setting, image: Tensor, truth: Tensor | None, measurement: 
         values |= metrics.perceptual(image, truth.to(image.device), setting.judges)
     predicted = setting.operator(image.to(device_of(setting.operator)))
     values["residual"] = metrics.residual(predicted, measurement).tolist()
-    return {name: _finite(value[0]) for name, value in values.items()}
-
-
-def _finite(value: float | Tensor) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return {name: finite_or_none(value[0]) for name, value in values.items()}
 
 
 def _panel(title: str, image: Tensor, psnr: float | None = None) -> Panel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,7 +109,7 @@ def _row(
     scores = {**metrics.evaluate(*pair), **metrics.perceptual(*pair, judges)}
     protocols = {**metrics.PROTOCOLS, **{net.name: net.protocol for net in judges}}
     optimised = solution.info.get("optimised")
-    values = {metric: value[0] if math.isfinite(value[0]) else None for metric, value in scores.items()}
+    values = {metric: metrics.finite_or_none(value[0]) for metric, value in scores.items()}
     return {
         "image": name,
         "method": solution.info["method"],

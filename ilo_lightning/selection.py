@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from .generators.base import LatentPoint, LayeredGenerator
-from .losses import deviation, mean_squared_error
+from .losses import DataFit, deviation, mean_squared_error
 from .method import Method
+from .metrics import finite_or_none
 from .operators.base import ForwardOperator, Measurement
-from .problem import DataFit, InverseProblem
+from .problem import InverseProblem
 from .projections import project_simplex
 from .randomness import generator_for
 from .schedule import Schedule, ScheduleError
@@ -276,8 +277,3 @@ class Selection:
             "layer": self.point.layer,
             "held_out_residual": finite_or_none(self.residual[image].sqrt()),
         }
-
-
-def finite_or_none(value: Tensor) -> float | None:
-    """A number for JSON, which has neither NaN nor infinity."""
-    return float(value) if bool(value.isfinite()) else None

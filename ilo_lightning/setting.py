@@ -11,7 +11,7 @@ import torch
 from .compatibility import check_method
 from .fits import check_trainer
 from .generators.base import LayeredGenerator
-from .losses import PerceptualFit, PerceptualNet, TargetFit, Term, WeightedFit, cross_entropy, data_fits
+from .losses import DataFit, PerceptualFit, PerceptualNet, TargetFit, WeightedFit, cross_entropy, data_fits
 from .method import Method
 from .observations import Observations, Simulated
 from .operators import Classifier, ForwardOperator
@@ -137,7 +137,7 @@ class Setting:
 
     def data_fits(self, method: Method) -> list[WeightedFit]:
         """What a method minimises, stage by stage."""
-        more: dict[str, Term] = {"cross_entropy": self.target or cross_entropy}
+        more: dict[str, DataFit] = {"cross_entropy": self.target or cross_entropy}
         if self.perceptual:
             more["perceptual"] = self.perceptual
         return data_fits(method, more)

@@ -1,4 +1,4 @@
-"""Solve one batch: a measurement and a method in, one Trainer.fit, solutions out."""
+"""Solve one batch: search, selection, refit; a measurement and a method in, solutions out."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .callbacks.sphere import project_to_spheres
 from .compatibility import check_method
 from .fits import Fits
 from .generators.base import LatentPoint, LayeredGenerator, variable_of
-from .losses import data_fits
+from .losses import DataFit, data_fits
 from .method import Method
 from .operators.base import ForwardOperator, Measurement
-from .problem import DataFit, InverseProblem
+from .problem import InverseProblem
 from .randomness import generator_for
 from .reconstruction import Reconstruction, pictures_of, reconstruction_of
 from .schedule import ScheduleError
@@ -112,7 +112,8 @@ def solve(
 
     Raises:
         ScheduleError: if the generator can't serve the method.
-        SolveError: if a step failed: out of memory, an error in a user's module.
+        ValueError: if ``keys`` or ``init`` don't fit the measurement.
+        SolveError: if something failed after that: out of memory, an error in a user's module, one measurement only.
         Interrupted: if ``checkpoint.stop`` was set; the checkpoint is saved.
     """
     start = init.point if isinstance(init, Solution) else init
@@ -153,33 +154,33 @@ def solve(
     except (RuntimeError, MemoryError) as error:
         raise SolveError(_describe(error, 0, method, images), None) from error
     fits = Fits(method, trainer or {}, callbacks, loggers, log_every, display or QuietDisplay())
-    first = fits.run(
+    search = fits.run(
         problem,
         BestIterate(method.rank, last=method.keep != "best"),
-        checkpoint.of("search") if checkpoint is not None and held is not None and method.refit else checkpoint,
+        checkpoint.of("search") if checkpoint is not None and method.refit is not None else checkpoint,
     )
-    selection, again = None, None
-    if held is not None and first.broken is None:
-        refit = None
+    selection, refit = None, None
+    if held is not None and search.broken is None:
+        refit_problem = None
         try:
             last = data_fit[-1] if isinstance(data_fit, Sequence) else data_fit
-            selection = Selection.make(generator, operator, measurement, held, method, last, first.best.points)
+            selection = Selection.make(generator, operator, measurement, held, method, last, search.best.points)
             if method.refit is not None:
-                refit = selection.problem(generator, operator, measurement, method, last, keys, seed)
+                refit_problem = selection.problem(generator, operator, measurement, method, last, keys, seed)
         except Exception as error:  # whatever a user's own module raises: the search isn't lost
-            first.broken = error
-        if refit is not None:
-            again = fits.run(refit, BestIterate("loss"), checkpoint, first)
-    broken = first.broken or (again.broken if again else None)
-    reconstruction = reconstruction_of(generator, method, names, seed, info or {}, first, selection, again)
+            search.broken = error
+        if refit_problem is not None:
+            refit = fits.run(refit_problem, BestIterate("loss"), checkpoint, search)
+    broken = search.broken or (refit.broken if refit else None)
+    reconstruction = reconstruction_of(generator, method, names, seed, info or {}, search, selection, refit)
     if reconstruction is not None:
         try:
-            strip = pictures_of(generator, method, first, selection, again)
+            strip = pictures_of(generator, method, search, selection, refit)
             reconstruction = replace(reconstruction, strip=strip)
         except Exception as error:  # of a user's own generator: what was found isn't lost
             broken = broken or error
     if broken is not None:
-        done = len(first.course) + (len(again.course) if again else 0)
+        done = len(search.course) + (len(refit.course) if refit else 0)
         raise SolveError(_describe(broken, done, method, images), reconstruction) from broken
     assert reconstruction is not None
     return reconstruction

@@ -8,13 +8,13 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 
+from benchmarks.bare_loop import bare_loop
 from ilo_lightning.generators.base import variable_of
 from ilo_lightning.losses import mean_squared_error
 from ilo_lightning.method import Method
 from ilo_lightning.operators import GaussianNoise, Inpainting, Measurement, PartialCirculant, measure
 from ilo_lightning.schedule import ScheduleError
 from ilo_lightning.solve import SolveError, solve
-from tests.bare_loop import bare_loop
 from tests.networks import rngs, small_stylegan2
 
 KEYS = ["a", "b", "c"]

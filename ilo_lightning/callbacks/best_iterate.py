@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..generators.base import LatentPoint
-from ..problem import InverseProblem, pack
+from ..problem import InverseProblem
 
 
 class BestIterate(pl.Callback):
@@ -105,8 +105,8 @@ class BestIterate(pl.Callback):
             "step": self.step,
             "steps": self._steps,
             "stage": self._stage,
-            "points": [pack(point) for point in self._points],
-            "batch": self._batch and pack(self._batch),
+            "points": [point.packed() for point in self._points],
+            "batch": self._batch and self._batch.packed(),
             "here": self._here,
         }
 

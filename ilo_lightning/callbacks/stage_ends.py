@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from ..generators.base import LatentPoint
-from ..problem import InverseProblem, pack
+from ..problem import InverseProblem
 
 
 class StageEnds(pl.Callback):
@@ -22,7 +22,7 @@ class StageEnds(pl.Callback):
         self.points.append(pl_module.point.detach().to("cpu"))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"points": [pack(point) for point in self.points]}
+        return {"points": [point.packed() for point in self.points]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.points = [LatentPoint(**point) for point in state_dict["points"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,19 @@ class LatentPoint:
         """Each image ``times`` times, copies of one image next to each other."""
         return self.map(lambda tensor: tensor.repeat_interleave(times, dim=0))
 
+    def where(self, chosen: Tensor, other: LatentPoint) -> LatentPoint:
+        """This point for the images ``chosen (B,)``, ``other`` for those that aren't."""
+        return self.update(
+            {
+                name: torch.where(chosen.view(-1, *[1] * (tensor.ndim - 1)), tensor, other[name])
+                for name, tensor in self.tensors.items()
+            }
+        )
+
+    def packed(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint; ``LatentPoint(**packed)`` is the point again."""
+        return {"layer": self.layer, "space": self.space, "tensors": dict(self.tensors)}
+
     @staticmethod
     def cat(points: Sequence[LatentPoint]) -> LatentPoint:
         """One batch out of several points of the same layer and space.
@@ -83,6 +97,12 @@ def variable_of(name: str) -> str:
     """The variable a tensor belongs to: ``"noise_3"`` is of ``"noise"``, ``"activation"`` of itself."""
     variable, _, index = name.rpartition("_")
     return variable if index.isdigit() else name
+
+
+def index_of(name: str) -> int | None:
+    """The index of a tensor within its variable: 3 for ``"noise_3"``, None for ``"activation"``."""
+    suffix = name.rpartition("_")[2]
+    return int(suffix) if suffix.isdigit() else None
 
 
 def is_made(name: str) -> bool:

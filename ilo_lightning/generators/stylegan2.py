@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .base import LatentPoint, LayeredGenerator
+from .base import LatentPoint, LayeredGenerator, index_of
 from .stylegan2_layers import ARCHITECTURES, FIR, Block, Mapping, fir_kernel, normal_parameter
 
 SPACES = ("gaussian_w_plus", "w_plus", "w", "z", "styles")
@@ -261,7 +261,7 @@ class StyleGAN2(LayeredGenerator):
             tensors |= {
                 name: tensor
                 for name, tensor in point.tensors.items()
-                if name.startswith("style_") and int(name.removeprefix("style_")) >= 3 * layer
+                if name.startswith("style_") and (index_of(name) or 0) >= 3 * layer
             }
         else:
             latent = point["latent"]

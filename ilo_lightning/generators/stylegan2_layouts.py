@@ -19,7 +19,6 @@ from .stored import CheckpointError, StoredTensor
 from .stylegan2 import StyleGAN2
 
 State = Mapping[str, StoredTensor]
-STATISTICS = ("w_mean", "w_std", "gaussian_mean", "gaussian_std")
 MAX_BLOCKS = 12
 """8192²; so many up-sampling blocks are no StyleGAN2's."""
 

@@ -1,18 +1,18 @@
 """What disagrees with the measurement, and by how much."""
 
-from .data_fit import DeadZone, TargetFit, Term, WeightedFit, cross_entropy, data_fits, mean_squared_error
+from .data_fit import DataFit, DeadZone, TargetFit, WeightedFit, cross_entropy, data_fits, mean_squared_error
 from .penalties import deviation
 from .perceptual import PerceptualFit, PerceptualNet
 from .trunks import NETS, PerceptualError
 
 __all__ = [
     "NETS",
+    "DataFit",
     "DeadZone",
     "PerceptualError",
     "PerceptualFit",
     "PerceptualNet",
     "TargetFit",
-    "Term",
     "WeightedFit",
     "cross_entropy",
     "data_fits",

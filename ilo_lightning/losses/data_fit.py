@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..method import Method
@@ -13,8 +15,11 @@ from ..operators.base import Measurement
 from ..operators.classifier import Classifier
 from ..schedule import ScheduleError
 
-Term = Callable[[Tensor, Measurement], Tensor]
-"""A data fit: of a prediction and a measurement, one number ``(B,)`` per image."""
+
+class DataFit(Protocol):
+    """How badly a prediction A(G(z)) disagrees with a measurement: one number ``(B,)`` per image, lower is better."""
+
+    def __call__(self, prediction: Tensor, measurement: Measurement) -> Tensor: ...
 
 
 def mean_squared_error(prediction: Tensor, measurement: Measurement) -> Tensor:
@@ -54,7 +59,7 @@ class TargetFit:
         if self.classifier.weight.device != prediction.device:
             self.classifier.to(prediction.device)
         logits = self.classifier.logits(prediction)
-        return -(self.target.to(logits) * logits.log_softmax(dim=1)).sum(dim=1)
+        return F.cross_entropy(logits, self.target.to(logits).expand_as(logits), reduction="none")
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class WeightedFit:
         weights: of them, >= 0.
     """
 
-    terms: Mapping[str, Term]
+    terms: Mapping[str, DataFit]
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, prediction: Tensor, measurement: Measurement) -> Tensor:
@@ -96,7 +101,7 @@ class WeightedFit:
         return total
 
 
-def data_fits(method: Method, more: Mapping[str, Term] | None = None) -> list[WeightedFit]:
+def data_fits(method: Method, more: Mapping[str, DataFit] | None = None) -> list[WeightedFit]:
     """What a method minimises, stage by stage.
 
     Args:

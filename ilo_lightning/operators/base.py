@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..files import write_atomically
 
 if TYPE_CHECKING:
-    from ilo_lightning.operators.noise import NoiseModel
+    from .noise import NoiseModel
 
 
 FORMAT = "ilo_lightning.measurement/1"

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ilo_lightning.operators.base import LinearOperator, check_image_shape, is_number
+from .base import LinearOperator, check_image_shape, is_number
 
 
 class Blur(LinearOperator):

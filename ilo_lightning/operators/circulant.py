@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ilo_lightning.operators.base import LinearOperator, check_image_shape, check_measurements, check_seed
-from ilo_lightning.randomness import generator_for
+from ..randomness import generator_for
+from .base import LinearOperator, check_image_shape, check_measurements, check_seed
 
 
 class PartialCirculant(LinearOperator):

@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ilo_lightning.files import locate
-from ilo_lightning.operators.base import ForwardOperator, check_image_shape, is_integer, is_number
-from ilo_lightning.operators.classifier_weights import ClassifierWeights, Normalisation, read
+from ..files import locate
+from .base import ForwardOperator, check_image_shape, is_integer, is_number
+from .classifier_weights import ClassifierWeights, Normalisation, read
 
 SHOWN = 5
 READABLE = 64

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ilo_lightning.operators.base import ForwardOperator, LinearOperator, check_image_shape, is_number
+from .base import ForwardOperator, LinearOperator, check_image_shape, is_number
 
 REC_601 = (0.299, 0.587, 0.114)
 

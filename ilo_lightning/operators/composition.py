@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from ilo_lightning.operators.base import ForwardOperator, LinearOperator, check_image_shape
+from .base import ForwardOperator, LinearOperator, check_image_shape
 
 
 def compose(image_shape: Sequence[int], operators: Sequence[Callable[..., ForwardOperator]]) -> ForwardOperator:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ilo_lightning.operators.base import (
+from ..randomness import generator_for
+from .base import (
     LinearOperator,
     check_image_shape,
     check_measurements,
     check_seed,
     is_integer,
 )
-from ilo_lightning.randomness import generator_for
 
 BLOCK_ENTRIES = 2**22
 HOPELESS_ENTRIES = 2**30

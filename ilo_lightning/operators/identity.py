@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ilo_lightning.operators.base import LinearOperator, check_image_shape
+from .base import LinearOperator, check_image_shape
 
 
 class Denoising(LinearOperator):

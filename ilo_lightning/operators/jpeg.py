@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ilo_lightning.operators.base import ForwardOperator, check_image_shape, is_integer
+from .base import ForwardOperator, check_image_shape, is_integer
 
 
 class JPEG(ForwardOperator):

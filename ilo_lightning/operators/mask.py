@@ -11,7 +11,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ilo_lightning.operators.base import (
+from ..randomness import generator_for
+from .base import (
     LinearOperator,
     check_fraction,
     check_image_shape,
@@ -19,7 +20,6 @@ from ilo_lightning.operators.base import (
     is_integer,
     is_number,
 )
-from ilo_lightning.randomness import generator_for
 
 CENTRE_BOX = (0.25, 0.25, 0.5, 0.5)
 

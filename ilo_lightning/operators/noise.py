@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ilo_lightning.operators.base import ForwardOperator, is_number
+from .base import ForwardOperator, is_number
 
 
 class NoiseModel(nn.Module, ABC):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ilo_lightning.operators.base import ForwardOperator, check_image_shape, check_seed, is_number
-from ilo_lightning.randomness import generator_for
+from ..randomness import generator_for
+from .base import ForwardOperator, check_image_shape, check_seed, is_number
 
 
 class PhaseRetrieval(ForwardOperator):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ilo_lightning.operators.base import LinearOperator, check_image_shape, is_integer
+from .base import LinearOperator, check_image_shape, is_integer
 
 MAX_FACTOR = 64
 

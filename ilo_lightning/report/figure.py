@@ -27,7 +27,7 @@ class Panel:
     note: str = ""
 
 
-def save_figure(panels: Sequence[Panel], path: str | Path, caption: str = "") -> None:
+def save_figure(panels: Sequence[Panel], path: str | Path) -> None:
     """Draw the panels side by side, every pixel a sharp square, and write a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -41,8 +41,6 @@ def save_figure(panels: Sequence[Panel], path: str | Path, caption: str = "") ->
         axes.imshow(pixels, interpolation="nearest", cmap="gray", vmin=0, vmax=255)
         axes.set_axis_off()
         axes.set_title(f"{panel.title}\n{panel.note}", fontsize=9, pad=3)
-    if caption:
-        figure.text(0.004, 0.985, caption, fontsize=8, va="top", color="0.35")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import locate
+from ..files import place
 
 
 def inputs_of(config: Any) -> dict[str, str]:
@@ -21,17 +21,6 @@ def inputs_of(config: Any) -> dict[str, str]:
         return {path: stamp for value in config for path, stamp in inputs_of(value).items()}
     path = place(config)
     return {} if path is None else {path: stamp_of(path)}
-
-
-def place(value: Any) -> str | None:
-    """The absolute path that a value of a configuration names, if it names one."""
-    if not isinstance(value, str) or not value or "\n" in value or len(value) > 4096:
-        return None
-    try:
-        path = os.path.abspath(locate(value))
-    except (ValueError, ModuleNotFoundError, RuntimeError):
-        return None
-    return path if os.path.exists(path) or (os.sep in value and glob.has_magic(value)) else None
 
 
 def stamp_of(path: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import slurm
+from .. import exit_codes, slurm
 from ..interrupt import Interrupted, StopRequest, Taken
 from . import status as statuses
 from .lease import HEARTBEAT, STALE, Held, Holder, Lease
@@ -88,10 +88,10 @@ def working(
             raise
         except BaseException as error:
             trace = "".join(traceback.format_exception(error))
-            code = 3 if isinstance(error, OSError) else 1
+            code = exit_codes.SOME_FAILED if isinstance(error, OSError) else exit_codes.CRASHED
             statuses.write(folder, status.end(FAILED, code, describe(error), traceback=trace))
             raise
-        state, code = (DONE, 0) if work.error is None else (FAILED, 3)
+        state, code = (DONE, exit_codes.DONE) if work.error is None else (FAILED, exit_codes.SOME_FAILED)
         statuses.write(folder, status.end(state, code, work.error, images=work.images))
         statuses.unite(folder, shard)
 

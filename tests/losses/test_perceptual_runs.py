@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from ilo_lightning import metrics, scoring
 from ilo_lightning.generators.checkpoints import load_generator
+from ilo_lightning.job import judges_of
 from ilo_lightning.losses import NETS, PerceptualNet
 from ilo_lightning.main import main, measure
 from ilo_lightning.report import command
@@ -55,6 +57,14 @@ def test_one_network_is_the_loss_and_another_the_metric(tmp_path: Path, capsys: 
     assert marked.startswith("| ilo ") and marked.count("‡") == 1
     assert command.collect([str(tmp_path / "run"), "-o", str(tmp_path / "all.csv")]) == 0
     assert "stlpips_vgg" in (tmp_path / "all.csv").read_text().splitlines()[0]
+
+
+def test_auto_is_what_is_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    config = OmegaConf.create({"metrics": {"perceptual": "auto", "size": None}})
+    assert [net.name for net in judges_of(config)] == ["stlpips_alex"] and not capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert judges_of(config) == []
+    assert "metrics.perceptual=auto: no perceptual distance is reported" in capsys.readouterr().err
 
 
 def test_measured_first_and_scored_later(tmp_path: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.synthetic_sweep import Sweep
+from benchmarks.synthetic_sweep import Sweep
 
 
 @pytest.fixture(scope="session")

@@ -18,12 +18,12 @@ import yaml
 from omegaconf import OmegaConf
 from polars.testing import assert_frame_equal
 
+from benchmarks.synthetic_sweep import Sweep
 from ilo_lightning.report import command
 from ilo_lightning.report.collect import collect, table
 from ilo_lightning.report.summary import summarise
 from ilo_lightning.report.sweep import _parse_yaml
 from ilo_lightning.sweeps.lease import Lease
-from tests.synthetic_sweep import Sweep
 
 
 def points(sweep: Path) -> list[Path]:

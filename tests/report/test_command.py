@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.synthetic_sweep import Sweep
 from ilo_lightning.files import pack
 from ilo_lightning.report import command
 from ilo_lightning.report.collect import collect
 from ilo_lightning.report.pictures import gather
 from ilo_lightning.report.units import units
-from tests.synthetic_sweep import Sweep
 
 
 @pytest.fixture

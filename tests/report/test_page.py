@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from omegaconf import OmegaConf
 
+from benchmarks.synthetic_sweep import Sweep
 from ilo_lightning.report import command
 from ilo_lightning.report.collect import collect
 from ilo_lightning.report.summary import summarise
-from tests.synthetic_sweep import Sweep
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

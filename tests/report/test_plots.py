@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.synthetic_sweep import Sweep
 from ilo_lightning.report.collect import collect
 from ilo_lightning.report.plots import PANELS, Plot, draw, plots, rendered
 from ilo_lightning.report.summary import Summary, summarise
-from tests.synthetic_sweep import Sweep
 
 
 @pytest.fixture

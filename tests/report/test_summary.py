@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from benchmarks.synthetic_sweep import Sweep
 from ilo_lightning import metrics
 from ilo_lightning.report.collect import collect
 from ilo_lightning.report.settings import name_of, settings, telling, text_of, varying
 from ilo_lightning.report.summary import HIGHER_IS_BETTER, Summary, summarise
-from tests.synthetic_sweep import Sweep
 
 
 def by_definition(sweep: Path, metric: str) -> dict[tuple[Any, ...], tuple[float, float]]:

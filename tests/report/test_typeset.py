@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.synthetic_sweep import PROTOCOLS, Sweep
 from ilo_lightning.report.collect import collect, table
 from ilo_lightning.report.summary import Mean, Summary, summarise
 from ilo_lightning.report.typeset import decimals, latex, markdown, mean_text
-from tests.synthetic_sweep import PROTOCOLS, Sweep
 
 NUMBER = re.compile(r"(\d+\.?\d*) ± (\d+\.?\d*)")
 

@@ -1,4 +1,4 @@
-"""What DESIGN.md calls one step, exactly, written out without Lightning: the oracle of the engine's tests, and the
+"""What docs/architecture.md calls one step, written out without Lightning: the oracle of the engine's tests, and the
 yardstick of benchmarks/overhead.py."""
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from collections.abc import Sequence
 import torch
 
 from ilo_lightning.callbacks.sphere import on_sphere
-from ilo_lightning.generators.base import LatentPoint, LayeredGenerator, variable_of
+from ilo_lightning.generators.base import LatentPoint, LayeredGenerator, index_of, variable_of
 from ilo_lightning.losses import mean_squared_error
 from ilo_lightning.method import Method
 from ilo_lightning.operators import ForwardOperator, Measurement
-from ilo_lightning.problem import index_of
 from ilo_lightning.projections import project_l1_ball
 from ilo_lightning.randomness import generator_for
 from ilo_lightning.solve import initial_point
