@@ -72,6 +72,7 @@ def _run_job(config: DictConfig, folder: Path, overrides: Sequence[str], stop: S
     except REFUSALS as error:
         record_refusal(config, folder, overrides, error)
         return refuse(error)
+    _tell_noise(config, setting)
     steps = len(setting.own_batches) * setting.steps_per_batch
     try:
         with display(steps) as shown:
@@ -197,7 +198,6 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
     judges = judges_of(config)
     shard = Shard.parse(config.data.get("shard"))
     operator, observations = build_observations(config, generator)
-    _tell_noise(config, method, observations)
     return Setting(
         # A trainer's precision is a part of its own; an experiment's size has been resolved.
         config=identity.without(values, (*identity.PLACEMENT, "trainer", "size", "sizes")),
@@ -331,8 +331,9 @@ def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple
     return operator, Simulated(images, operator, noise, config.seed, generator.dtype)
 
 
-def _tell_noise(config: DictConfig, method: Method, observations: Observations) -> None:
+def _tell_noise(config: DictConfig, setting: Setting) -> None:
     """Say which noise a method counts on, where the files of y don't state theirs."""
+    method, observations = setting.method, setting.observations
     counts = any((stage.enough, stage.sigma, stage.bm3d) != (None, None, None) for stage in method.schedule.stages)
     if counts and isinstance(observations, Measured) and not observations.noise_is_stated:
         print(f"task.noise.sigma={config.task.noise.get('sigma')}: {method.name} counts on it, as the files of y state "

@@ -94,6 +94,7 @@ def test_one_failed_point_never_takes_the_sweep_down(checkpoint: Path, pictures:
     assert "1 of 2 points need no work" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_status_says_to_type_does_it(checkpoint: Path, pictures: Path, tmp_path: Path, capsys, monkeypatch):
     """In a shell, word for word: for a single point, and for all that is missing or failed."""
     shutil.copytree(pictures, tmp_path / "my pictures")

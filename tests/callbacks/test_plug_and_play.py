@@ -74,6 +74,7 @@ def test_of_the_colours_of_iid_noise_the_package_s_colour_transform_is_right():
     assert np.allclose(transformed.std(axis=(0, 1)), 0.1 * np.sqrt(scale), rtol=0.02)
 
 
+@pytest.mark.slow
 def test_more_steps_are_proximal_gradient_descent_and_fill_in():
     truth = picture(1, 32)
     operator = Inpainting((1, 32, 32), fraction=0.7, seed=1)

@@ -53,6 +53,7 @@ def _noisy() -> tuple[Denoising, Measurement]:
     return operator, measure(operator, GaussianNoise(0.3), x, rngs(0))
 
 
+@pytest.mark.slow
 def test_the_lasso_s_solution_is_soft_thresholding():
     """With an orthonormal basis and A = I the minimiser of ``mean (x - y)² + λ mean |Wx|`` is known: each coefficient
     of y, shrunk by λ/2."""
@@ -65,6 +66,7 @@ def test_the_lasso_s_solution_is_soft_thresholding():
     torch.testing.assert_close(solution.point["latent"], expected, rtol=0, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_total_variation_reaches_the_value_of_chambolle_s_algorithm():
     """The primal objective of Chambolle's dual projection (2004), written out in numpy, bounds the minimum from above
     and comes near it; ours is no more than 0.2 % higher."""

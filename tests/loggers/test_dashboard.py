@@ -18,6 +18,8 @@ from ilo_lightning.main import main
 from tests.loggers.server import REFUSING, serving
 from tests.test_run import arguments
 
+pytestmark = pytest.mark.slow  # all look at a sweep of eight points, logged offline
+
 
 @pytest.fixture(scope="module")
 def sweep(checkpoint: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

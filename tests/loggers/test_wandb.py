@@ -158,6 +158,7 @@ def test_strips_and_table_hold_the_pictures(two_batches: tuple[Path, OfflineRun]
     assert staged, "what the table refers to lies with the run until it is uploaded"
 
 
+@pytest.mark.slow
 def test_a_multirun_of_four_gives_four_runs_of_one_group(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
     sweep = tmp_path / "sweep"
     swept = [f"hydra.sweep.dir={sweep}", "method.radius=0.1,0.2", "seed=0,1", "data.limit=1"]
@@ -181,7 +182,8 @@ def test_a_multirun_of_four_gives_four_runs_of_one_group(checkpoint: Path, pictu
 LONG = ["method.steps=[60,60,60]", "checkpoint_every_seconds=0.05"]
 
 
-@pytest.mark.parametrize("kill", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
 def test_a_requeued_job_keeps_its_id(kill: signal.Signals, checkpoint: Path, pictures: Path, tmp_path: Path):
     """Two run directories of one id, the first marked as preempted where the job could say so; the curves are whole."""
     command = arguments(checkpoint, pictures, tmp_path, *LONG, *WANDB)
@@ -237,6 +239,7 @@ def test_a_finished_run_is_told_once(checkpoint: Path, pictures: Path, tmp_path:
     assert len(offline_runs(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_done_anew_no_log_is_lost(checkpoint: Path, pictures: Path, tmp_path: Path):
     """What wasn't uploaded is kept where `wandb sync FOLDER/wandb/offline-run-*` doesn't mix it with the new."""
     command = arguments(checkpoint, pictures, tmp_path, *WANDB, "data.limit=1")

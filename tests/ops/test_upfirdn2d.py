@@ -65,6 +65,7 @@ def test_agrees_with_scipy(implementation, dtype, channels_last):
         )
 
 
+@pytest.mark.slow
 def test_many_columns_and_long_filters(implementation):
     taps = randn(64, seed=1).tolist()
     for shape in ((1, 2, 70, 3000), (1, 700, 3, 40), (1, 3, 1, 5000)):
