@@ -69,10 +69,10 @@ def _run_job(config: DictConfig, folder: Path, overrides: Sequence[str], stop: S
     try:
         setting = build(config, overrides)
         log = build_log(config, setting, folder)
+        _tell_noise(config, setting)
     except REFUSALS as error:
         record_refusal(config, folder, overrides, error)
         return refuse(error)
-    _tell_noise(config, setting)
     steps = len(setting.own_batches) * setting.steps_per_batch
     try:
         with display(steps) as shown:
@@ -336,6 +336,8 @@ def _tell_noise(config: DictConfig, setting: Setting) -> None:
     method, observations = setting.method, setting.observations
     counts = any((stage.enough, stage.sigma, stage.bm3d) != (None, None, None) for stage in method.schedule.stages)
     if counts and isinstance(observations, Measured) and not observations.noise_is_stated:
+        for index in range(len(observations)):  # what is refused is refused in one line
+            observations.digest(index)
         print(f"task.noise.sigma={config.task.noise.get('sigma')}: {method.name} counts on it, as the files of y state "
               "no noise; give theirs, or method.stop=null where nobody knows it", file=sys.stderr)  # fmt: skip
 
