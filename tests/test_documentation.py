@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +126,14 @@ def test_the_blocks_that_readers_write_have_the_stated_names():
 def test_a_network_of_one_s_own_takes_at_most_twenty_lines():
     code = blocks(ROOT / "docs" / "generators.md", "python")[0]
     assert len(code.strip().splitlines()) <= 20
+
+
+def test_solving_from_python(capsys: pytest.CaptureFixture[str]):
+    (code,) = (text for text in blocks(ROOT / "docs" / "methods.md", "python") if "load_method" in text)
+    scope: dict[str, Any] = {}
+    exec(code.replace("noise_level=0.05,", "noise_level=0.05, evaluations=31,"), scope)
+    assert scope["images"].shape == (2, 3, 64, 64) and "stacking" in capsys.readouterr().out
+    assert scope["found"].solutions[0].info["evaluations"] < 50
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
