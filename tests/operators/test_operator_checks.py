@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from ilo_lightning.checks import operators
 from ilo_lightning.checks.operators import check_operator
+from ilo_lightning.operators import Clipping
 from tests import broken
 from tests.operators.test_operator_laws import SHAPES, operators_for
 
@@ -88,3 +90,20 @@ def test_a_task_of_one_s_own(tmp_path: Path, capsys):
     (tmp_path / "task" / "mine.yaml").write_text("name: mine\noperator:\n  _target_: tests.broken.Whole\n")
     assert operators.main(["--config-dir", str(tmp_path), "task=mine"]) == 0
     assert "8 of 8 laws hold" in capsys.readouterr().out
+
+
+def test_what_only_claims_to_be_affine_is_found_out():
+    class Offset(Clipping):
+        affine = True
+
+        def forward(self, image: Tensor) -> Tensor:
+            return 0.5 * image + 1
+
+    class Clipped(Clipping):
+        affine = True
+
+    shape = (3, 8, 8)
+    laws = {kind: {verdict.law: verdict for verdict in check_operator(lambda kind=kind: kind(shape))}
+            for kind in (Offset, Clipped)}  # fmt: skip
+    assert laws[Offset]["affinity"].holds
+    assert not laws[Clipped]["affinity"].holds and "affine = False" in laws[Clipped]["affinity"].detail
