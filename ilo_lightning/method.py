@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .evaluations import searches_of, shared_out
 from .schedule import DATA_FITS, Schedule, ScheduleError, Stage, check_choice, check_count, check_number
 
 CODES = {"n": "noise", "l": "latent", "s": "style", "g": "activation", "r": "rgb"}
@@ -184,7 +185,7 @@ class Method:
         """Generator evaluations per image that its steps take, all copies and the refit together."""
         stages = self.schedule.stages
         layers, centers = [stage.layer for stage in stages], [stage.center for stage in stages]
-        search = self.copies * (self.schedule.steps + _searches(layers, centers) * stages[0].range_steps)
+        search = self.copies * (self.schedule.steps + searches_of(layers, centers) * stages[0].range_steps)
         return search + self.steps - self.schedule.steps
 
     def sample_steps(self) -> list[int]:
@@ -365,15 +366,10 @@ class Method:
         if evaluations is not None:
             check_count("method.evaluations", evaluations)
             kept = [i for i, value in enumerate(steps) if value]
-            searches = _searches([layers[i] for i in kept], [center[i] for i in kept])
-            share = 0
-            if refits:
-                given = copies * (sum(steps) + searches * range_steps) + refit_steps
-                least = copies * (len(kept) + searches)
-                share = max(1, min(evaluations * refit_steps // given, evaluations - least))
-            steps, range_steps = _spread(evaluations, share, steps, range_steps, searches, copies)
-            if refits:  # with what can't be shared out evenly
-                refit_steps = evaluations - copies * (sum(steps) + searches * range_steps)
+            searches = searches_of([layers[i] for i in kept], [center[i] for i in kept])
+            steps, range_steps, refit_steps = shared_out(
+                evaluations, steps, range_steps, refit_steps if refits else 0, searches, copies
+            )
         if stop is not None:
             check_choice("method.stop", stop, STOPS)
         if noise_level is not None and not _is_finite(noise_level):
@@ -473,41 +469,6 @@ class Method:
             refit_deviation=refit_deviation,
             anchor=anchor,
         )
-
-
-def _searches(layers: Sequence[int], centers: Sequence[str]) -> int:
-    """For how many stages the range of the layers above is searched: the first below the codes begins in it."""
-    return sum(
-        center == "range" and before > layers[0] for before, center in zip(layers[:-1], centers[1:], strict=True)
-    )
-
-
-def _spread(
-    evaluations: int, refit: int, steps: Sequence[int], range_steps: int, searches: int, copies: int
-) -> tuple[list[int], int]:
-    """Steps per stage, and of a search, that take so many evaluations, without those of a refit and all copies
-    together, in the proportions of those given."""
-    budget = (evaluations - refit) // max(copies, 1)
-    stages = sum(value > 0 for value in steps)
-    total = sum(steps) + searches * range_steps
-    if not stages or budget < stages + searches:
-        raise ScheduleError(
-            f"method.evaluations={evaluations}: expected at least {max(stages + searches, 1) * copies + refit}, "
-            f"one for each of {stages} stages{f' and {searches} searches' if searches else ''}"
-            f"{f' of {copies} copies (restarts × candidates)' if copies > 1 else ''}"
-            f"{f', and {refit} of refit' if refit else ''}; "
-            "or null to take method.steps as they are"
-        )
-    most = (budget - stages) // searches if searches else 0
-    search = min(max(1, budget * range_steps // total), most) if searches else range_steps
-    left = budget - searches * search - stages  # beyond one for each
-    ideal = [max(left, 0) * value / sum(steps) for value in steps]
-    spread = [int(value) + (given > 0) for value, given in zip(ideal, steps, strict=True)]
-    rest = budget - searches * search - sum(spread)
-    order = sorted((i for i, given in enumerate(steps) if given), key=lambda i: (int(ideal[i]) - ideal[i], i))
-    for i in order[: max(rest, 0)]:
-        spread[i] += 1
-    return spread, search
 
 
 _EXAMPLES = {"radii": "rgb: 0.1", "lr_scale": "rgb: 0.2", "penalties": "geocross: 0.01", "data_fit": "mse: 1"}
