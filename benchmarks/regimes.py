@@ -5,8 +5,9 @@
 A cell is a task at a level. In each, all baselines are screened at equal numbers of generator evaluations on the first
 images of ``--screen``; the three with the best mean PSNR over all screened cells are then run on ``--images``, beside
 automatic ILO and ILO with each of several fixed radii. Each result of a method in a cell is a file below ``--cache``:
-the same command goes on where it was stopped. ``--only`` and ``--cells`` do a part of the work (finish the screen
-before the images, since it chooses the three), and the table is of all that is there.
+the same command goes on where it was stopped. ``--only``, ``--cells`` and ``--methods`` do a part of the work (finish
+the screen before the images, since it chooses the three), and the table is of all that is there: with several
+``--images``, each comparison is of all sets in which all of its methods were run in that cell.
 
 Baselines are the methods that minimise the squared error with the generator. Left out: perceptual losses, which need a
 picture as y; Langevin dynamics, whose samples are no estimate. What has no trained generator (total variation, the
@@ -16,7 +17,7 @@ Rows per case ``<task>/<level>``:
 
 - ``psnr_<method>``: mean over images; ``psnr_ilo_fixed@0.1``: the paper's single path with that radius.
 - ``auto_minus_best_baseline_db``: mean paired difference to that of the three which has the best mean in this cell.
-  It is chosen on the same images, which favours it.
+  It is chosen on the same images, which favours it. ``images_…`` says on how many.
 - ``auto_deficit_upper_bound_db``: one-sided 95 % upper bound on the mean of best - automatic, holding for all cells
   together and at most 0.2 just where Holm's procedure, over the cells of this table, rejects "the deficit is 0.2 dB or
   more": see noninferiority.py. ``auto_deficit_p_holm`` is the adjusted p-value of that test.
@@ -162,20 +163,27 @@ def best_of(found: Mapping[str, Sequence[float]], methods: Iterable[str]) -> str
     return max(methods, key=lambda method: fmean(found[method]))
 
 
-def table(found: Psnrs, baselines: Sequence[str]) -> list[Row]:
-    """The rows of all cells; comparisons where automatic ILO and what it is compared with are there."""
-    rows = [
-        row(cell, f"psnr_{method}", fmean(psnr), "dB") for cell, by_method in found.items()
-        for method, psnr in by_method.items()
-    ]  # fmt: skip
+def pooled(sets: Sequence[Psnrs], cell: str, methods: Iterable[str]) -> dict[str, list[float]]:
+    """The PSNR of each method in a cell, of all images of the sets in which all of them were run; empty without."""
+    whole = [found[cell] for found in sets if set(found.get(cell, ())) >= set(methods)]
+    return {method: [psnr for found in whole for psnr in found[method]] for method in methods} if whole else {}
+
+
+def table(sets: Sequence[Psnrs], baselines: Sequence[str]) -> list[Row]:
+    """The rows of all cells, in order; comparisons where automatic ILO and what it is compared with are there."""
+    rows: list[Row] = []
+    cells = [cell for cell in CELLS if any(cell in found for found in sets)]
     against_best: dict[str, list[float]] = {}
-    for cell, by_method in found.items():
-        if baselines and set(by_method) >= {AUTOMATIC, *baselines}:
-            against_best[cell] = paired(by_method[AUTOMATIC], by_method[best_of(by_method, baselines)])
-        if set(by_method) >= {AUTOMATIC, *WITH_RADIUS}:
-            oracle = best_of(by_method, WITH_RADIUS)
-            difference = fmean(paired(by_method[AUTOMATIC], by_method[oracle]))
-            rows.append(row(cell, "auto_minus_oracle_radius_db", difference, "dB"))
+    for cell in cells:
+        methods = dict.fromkeys(method for found in sets for method in found.get(cell, ()))
+        rows += [row(cell, f"psnr_{m}", fmean(pooled(sets, cell, [m])[m]), "dB") for m in methods]
+        if baselines and (found := pooled(sets, cell, [AUTOMATIC, *baselines])):
+            against_best[cell] = paired(found[AUTOMATIC], found[best_of(found, baselines)])
+        if found := pooled(sets, cell, [AUTOMATIC, *WITH_RADIUS]):
+            oracle = best_of(found, WITH_RADIUS)
+            differences = paired(found[AUTOMATIC], found[oracle])
+            rows.append(row(cell, "auto_minus_oracle_radius_db", fmean(differences), "dB"))
+            rows.append(row(cell, "images_auto_minus_oracle_radius_db", len(differences), "1"))
             rows.append(row(cell, "oracle_radius", float(oracle.partition("@")[2]), "1"))
     if against_best:
         deficits = [[-difference for difference in differences] for differences in against_best.values()]
@@ -183,9 +191,10 @@ def table(found: Psnrs, baselines: Sequence[str]) -> list[Row]:
         adjusted = holm_adjusted([p_value(deficit, MARGIN_DB) for deficit in deficits])
         for (cell, differences), bound, p in zip(against_best.items(), bounds, adjusted, strict=True):
             rows.append(row(cell, "auto_minus_best_baseline_db", fmean(differences), "dB"))
+            rows.append(row(cell, "images_auto_minus_best_baseline_db", len(differences), "1"))
             rows.append(row(cell, "auto_deficit_upper_bound_db", bound, "dB"))
             rows.append(row(cell, "auto_deficit_p_holm", p, "1"))
-    rows.sort(key=lambda entry: list(found).index(entry["case"]))
+    rows.sort(key=lambda entry: cells.index(entry["case"]))
     for metric in ("auto_minus_best_baseline_db", "auto_minus_oracle_radius_db"):
         values = [entry["value"] for entry in rows if entry["metric"] == metric]
         if values:
@@ -196,11 +205,12 @@ def table(found: Psnrs, baselines: Sequence[str]) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--screen", type=Path, required=True, help="pictures on which the baselines are screened")
-    parser.add_argument("--images", type=Path, required=True, help="pictures on which the best are compared")
+    parser.add_argument("--images", type=Path, nargs="+", required=True, help="sets of pictures to compare the best on")
     parser.add_argument("--cache", type=Path, required=True, help="folder of the results found so far")
     parser.add_argument("--screen-limit", type=int, default=8)
-    parser.add_argument("--limit", type=int, default=32, help="use the first so many of --images; at least 2")
+    parser.add_argument("--limit", type=int, default=32, help="use the first so many of each set; at least 2")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), help="work on these only")
+    parser.add_argument("--methods", nargs="+", help="of those to be run on --images, work on these only")
     parser.add_argument("--only", choices=("screen", "images", "table"), help="do only this part of the work")
     parser.add_argument("--evaluations", type=int, default=400, help="generator evaluations per image")
     parser.add_argument("--override", nargs="*", default=[], help="further overrides, as for run.py")
@@ -208,7 +218,10 @@ def main() -> None:
     arguments = parser.parse_args()
     overrides = [f"method.evaluations={arguments.evaluations}", *arguments.override]
     screen = Study(arguments.screen, arguments.screen_limit, arguments.cache / "screen", overrides)
-    images = Study(arguments.images, arguments.limit, arguments.cache / "images", overrides)
+    sets = [
+        Study(images, arguments.limit, arguments.cache / f"images-{n}", overrides)
+        for n, images in enumerate(arguments.images, start=1)
+    ]
 
     if arguments.only in (None, "screen"):
         screen.run(arguments.cells, [*BASELINES, *CONTEXT])
@@ -221,14 +234,18 @@ def main() -> None:
     if arguments.only in (None, "images"):
         if not best:
             raise SystemExit("no cell is screened with all baselines; run --only screen first")
-        images.run(arguments.cells, list(dict.fromkeys([AUTOMATIC, *best, *WITH_RADIUS, *CONTEXT])))
+        every = list(dict.fromkeys([AUTOMATIC, *best, *WITH_RADIUS, *CONTEXT]))
+        if unknown := set(arguments.methods or ()) - set(every):
+            raise SystemExit(f"--methods {' '.join(sorted(unknown))}: expected some of {' '.join(every)}")
+        for images in sets:
+            images.run(arguments.cells, arguments.methods or every)
     rows = [row("screen", f"psnr_{method}", value, "dB") for method, value in means.items()]
     rows += [
         row(f"screen/{cell}", f"psnr_{method}", fmean(psnr), "dB")
         for cell, found in screen.stored(CELLS, [*BASELINES, *CONTEXT]).items()
         for method, psnr in found.items()
     ]
-    rows += table(images.stored(CELLS, [AUTOMATIC, *best, *WITH_RADIUS, *CONTEXT]), best)
+    rows += table([images.stored(CELLS, [AUTOMATIC, *best, *WITH_RADIUS, *CONTEXT]) for images in sets], best)
     if not rows:
         raise SystemExit(f"{arguments.cache}: holds no results of these images, settings and version yet")
     compared = sum(entry["metric"] == "auto_minus_oracle_radius_db" for entry in rows) - 1  # without their mean

@@ -9,14 +9,14 @@ same weights, which must give the same image; reference, ours and a large matrix
 of neighbours in time, and each row is a median over the rounds. Rows:
 
 - ``speedup_vs_reference`` (layer 0): seconds of the reference over ours.
-- ``seconds_per_step``; at layer 0 also ``seconds_per_step_reference`` and ``seconds_per_step_recompute``, with
-  ``generator.recompute=true``.
+- ``seconds_per_step``; at layer 0 also ``seconds_per_step_reference``, ``…_recompute``, with
+  ``generator.recompute=true``, and for several images ``…_decode_1``, with ``data.decode_batch_size=1``.
 - ``fraction_of_gemm``: floating-point operations a second that a direct evaluation of the convolutions would need, for
   outputs and gradients of inputs, over those of a product of float32 matrices of 4096². Can pass 1: Winograd's
   convolution needs fewer.
 - ``image_error`` (layer 0): largest difference between the two images, over the image's standard deviation.
-- ``peak_memory_bytes``, at layer 0 also ``…_reference`` and ``…_recompute``: largest resident memory of a process that
-  does nothing else, PyTorch (about 0.4 GB) and weights included.
+- ``peak_memory_bytes``, at layer 0 also of the others: largest resident memory of a process that does nothing else,
+  PyTorch (about 0.4 GB) and weights included.
 
 The rows of ``l1_projection.py`` follow, where it is.
 """
@@ -42,10 +42,10 @@ reuse_memory()  # as run.py does, before torch allocates
 
 import torch  # noqa: E402
 from common import Row, publish, row  # noqa: E402
-from torch import nn  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 from usual_stylegan2 import UsualStyleGAN2  # noqa: E402
 
-from ilo_lightning.generators.base import LatentPoint, LayeredGenerator  # noqa: E402
+from ilo_lightning.generators.base import LatentPoint, LayeredGenerator, decode  # noqa: E402
 from ilo_lightning.generators.checkpoints import load_generator  # noqa: E402
 from ilo_lightning.generators.stylegan2 import StyleGAN2  # noqa: E402
 
@@ -88,7 +88,7 @@ def start(generator: LayeredGenerator, batch: int, layer: int) -> LatentPoint:
     return point.map(lambda tensor: tensor.detach().requires_grad_())
 
 
-def step(network: nn.Module, point: LatentPoint) -> None:
+def step(network: Callable[[LatentPoint], Tensor], point: LatentPoint) -> None:
     """Forward and backward, as an optimiser that resets the gradients of the point alone would ask for."""
     for tensor in point.tensors.values():
         tensor.grad = None
@@ -139,6 +139,7 @@ def measure_times(case: Case, rounds: int) -> list[Row]:
         "reference": lambda: step(usual, points[0]),
         **{f"layer{layer}": lambda point=point: step(generator, point) for layer, point in enumerate(points)},
         "recompute": recomputing,
+        **({"decode_1": lambda: step(lambda point: decode(generator, point, 1), points[0])} if case.batch > 1 else {}),
         "gemm": lambda: torch.mm(a, b, out=product),
     }
     for task in tasks.values():  # warm up
@@ -154,8 +155,11 @@ def measure_times(case: Case, rounds: int) -> list[Row]:
     rows = [
         row(case.name(0), "speedup_vs_reference", ratio(times["reference"], times["layer0"]), "1"),
         row(case.name(0), "image_error", error, "1"),
-        row(case.name(0), "seconds_per_step_reference", statistics.median(times["reference"]), "s"),
-        row(case.name(0), "seconds_per_step_recompute", statistics.median(times["recompute"]), "s"),
+        *(
+            row(case.name(0), f"seconds_per_step_{name}", statistics.median(times[name]), "s")
+            for name in ("reference", "recompute", "decode_1")
+            if name in times
+        ),
     ]
     for layer in range(generator.num_layers):
         spent = times[f"layer{layer}"]
@@ -180,6 +184,8 @@ def peak_memory(case: Case, kind: str) -> list[tuple[int, int]]:
     generator = build(case.network)
     generator.recompute = kind == "recompute"
     network = UsualStyleGAN2(generator) if kind == "reference" else generator
+    if kind == "decode_1":
+        network = lambda point: decode(generator, point, 1)  # noqa: E731
     peaks = []
     for layer in reversed(range(generator.num_layers)) if kind == "ours" else [0]:
         point = start(generator, case.batch, layer)
@@ -192,7 +198,7 @@ def peak_memory(case: Case, kind: str) -> list[tuple[int, int]]:
 def measure_memory(case: Case) -> list[Row]:
     """Each kind in a process of its own."""
     rows = []
-    for kind in ("ours", "reference", "recompute"):
+    for kind in ("ours", "reference", "recompute", *(["decode_1"] if case.batch > 1 else [])):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             peaks = pool.submit(peak_memory, case, kind).result()
         suffix = "" if kind == "ours" else f"_{kind}"
@@ -203,19 +209,19 @@ def measure_memory(case: Case) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4], help="at 1024² only 1")
+    parser.add_argument("--batches", nargs="+", type=int, help="1 and 4 unless told, at 1024² 1")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-memory", action="store_true", help="only times")
+    parser.add_argument("--only", choices=("times", "memory"), help="measure only these")
     parser.add_argument("--no-l1", action="store_true", help="without the rows of l1_projection.py")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows: list[Row] = []
     for network in arguments.networks:
-        for batch in [1] if network == "1024" else arguments.batches:
+        for batch in arguments.batches or ([1] if network == "1024" else [1, 4]):
             case = Case(network, batch)
             print(f"{network}, batch {batch}; load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
-            rows += measure_times(case, arguments.rounds)
-            rows += [] if arguments.no_memory else measure_memory(case)
+            rows += [] if arguments.only == "memory" else measure_times(case, arguments.rounds)
+            rows += [] if arguments.only == "times" else measure_memory(case)
     if not arguments.no_l1 and importlib.util.find_spec("l1_projection"):
         from l1_projection import rows as l1_rows  # pyright: ignore[reportMissingImports]
 

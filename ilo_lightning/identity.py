@@ -23,8 +23,8 @@ def identity(parts: Mapping[str, Any]) -> str:
 
 
 PLACEMENT = (
-    "hydra", "logger", "ops", "checkpoint_every_seconds", "force", "pack", "data.shard", "trainer.accelerator",
-    "trainer.benchmark", "trainer.detect_anomaly", "trainer.deterministic", "trainer.profiler",
+    "hydra", "logger", "ops", "checkpoint_every_seconds", "force", "pack", "data.shard", "data.decode_batch_size",
+    "trainer.accelerator", "trainer.benchmark", "trainer.detect_anomaly", "trainer.deterministic", "trainer.profiler",
 )  # fmt: skip
 """Entries of a configuration (with all below them) that change how and where a run is done, and not what is computed.
 Neither the folder of a point nor its identity knows them, and no table tells points apart by them."""

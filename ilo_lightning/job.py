@@ -210,6 +210,7 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
         target=target_of(config, generator),
         observations=observations,
         batch_size=config.data.batch_size,
+        decode_batch_size=config.data.get("decode_batch_size"),
         seed=config.seed,
         checkpoint_every_seconds=config.checkpoint_every_seconds,
         trainer=values["trainer"],

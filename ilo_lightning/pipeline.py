@@ -299,6 +299,7 @@ def _run_batch(
                     folder / "batches" / f"{name}.ckpt", setting.checkpoint_every_seconds, stop=stop
                 ),
                 trainer=setting.trainer,
+                at_once=setting.decode_batch_size,
                 loggers=log.loggers(index, method.name, len(known)),
                 log_every=log.every,
                 display=display,

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from .generators.base import LatentPoint, LayeredGenerator, index_of, is_made, variable_of
+from .generators.base import LatentPoint, LayeredGenerator, advance, decode, index_of, is_made, variable_of
 from .losses import DataFit, mean_squared_error
 from .losses.penalties import PENALTIES
 from .operators.base import ForwardOperator, Measurement
@@ -43,6 +43,7 @@ class InverseProblem(pl.LightningModule):
         held_out: the measurement with other weights, for ``rank: held_out`` only; nothing is optimised for it.
         restraint: more of the loss ``(B,)``, from points and their images; it says nothing about their data fit.
         project: puts a point back into the sets of the method (its spheres).
+        at_once: images that the generator makes at a time, see ``generators.base.decode``.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class InverseProblem(pl.LightningModule):
         radii: Tensor | None = None,
         held_out: Measurement | None = None,
         restraint: Callable[[LatentPoint, Tensor], Tensor] | None = None,
+        at_once: int | None = None,
     ):
         super().__init__()
         self._frozen: dict[str, Any] = {"generator": generator, "operator": operator}
@@ -73,6 +75,7 @@ class InverseProblem(pl.LightningModule):
         self.radii = radii
         self.held_out = held_out
         self.restraint = restraint
+        self.at_once = at_once
         self.evaluations = 0
         """Generator evaluations spent so far on every image of the batch."""
         self.last_fit: Tensor | None = None
@@ -127,7 +130,7 @@ class InverseProblem(pl.LightningModule):
         if stage.space is not None and before is not None and stage.space != before:
             point = self.generator.convert(point, stage.space)
         deeper = stage.layer > point.layer
-        point = self.generator.advance(point, stage.layer)
+        point = advance(self.generator, point, stage.layer, self.at_once)
         if deeper and stage.reset:
             point = point.update(
                 {name: torch.zeros_like(t) for name, t in point.tensors.items() if variable_of(name) in stage.reset}
@@ -164,7 +167,7 @@ class InverseProblem(pl.LightningModule):
         for step in range(stage.range_steps + 1):
             point = self._origin.update(free)
             with torch.enable_grad():
-                made = self.generator.advance(point, stage.layer)
+                made = advance(self.generator, point, stage.layer, self.at_once)
                 error = torch.stack(
                     [(made[name] - target[name]).flatten(1).square().sum(1) / scale[name] for name in compared]
                 ).sum(0)
@@ -186,7 +189,7 @@ class InverseProblem(pl.LightningModule):
                         free[name].copy_(tensor)
         self._origin = best
         with torch.no_grad():
-            return self.generator.advance(best, stage.layer).detach()
+            return advance(self.generator, best, stage.layer, self.at_once).detach()
 
     def _set_variables(self, point: LatentPoint) -> None:
         stage = self.stage
@@ -200,7 +203,7 @@ class InverseProblem(pl.LightningModule):
     def forward(self, point: LatentPoint) -> Tensor:
         """Images of a point; counts as one evaluation."""
         self.evaluations += 1
-        return self.generator(point)
+        return decode(self.generator, point, self.at_once)
 
     def evaluate(self, step: int | None = None) -> Tensor:
         """Loss ``(B,)`` of the current point; counts as one evaluation.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .callbacks import PosteriorSamples
 from .fits import Fit
-from .generators.base import LayeredGenerator
+from .generators.base import LayeredGenerator, decode
 from .method import Method
 from .metrics import finite_or_none
 from .randomness import derive_seed
@@ -105,13 +105,18 @@ def _ranking(method: Method, search: Fit, selection: Selection | None) -> Tensor
 
 @torch.no_grad()
 def pictures_of(
-    generator: LayeredGenerator, method: Method, search: Fit, selection: Selection | None, refit: Fit | None
+    generator: LayeredGenerator,
+    method: Method,
+    search: Fit,
+    selection: Selection | None,
+    refit: Fit | None,
+    at_once: int | None = None,
 ) -> list[Tensor]:
     """Per stage, the images at its end: those of the copy that weighs most, and of the refit."""
     ranked = _ranking(method, search, selection)
     chosen = ranked + torch.arange(len(ranked)) * method.copies
     ends = [point.select(chosen) for point in search.ends] + (refit.ends if refit else [])
-    return [generator(point.to(generator.device)).cpu() for point in ends]
+    return [decode(generator, point.to(generator.device), at_once).cpu() for point in ends]
 
 
 def _ranked(copy: int, method: Method, selected: bool) -> dict[str, Any]:

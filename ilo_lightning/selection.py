@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .generators.base import LatentPoint, LayeredGenerator
+from .generators.base import LatentPoint, LayeredGenerator, advance, decode
 from .losses import DataFit, deviation, mean_squared_error
 from .method import Method
 from .metrics import finite_or_none
@@ -213,6 +213,7 @@ class Selection:
         method: Method,
         data_fit: DataFit,
         found: Sequence[LatentPoint],
+        at_once: int | None = None,
     ) -> Selection:
         """Decode the points that were found, of all copies, at the generator's deepest layer, and compare what they
         predict."""
@@ -222,10 +223,10 @@ class Selection:
         def deep(point: LatentPoint) -> LatentPoint:
             """As the last stage would have it, whatever stage it is from."""
             point = point.to(generator.device)
-            return generator.advance(generator.convert(point, spaces[-1]) if spaces else point, deepest)
+            return advance(generator, generator.convert(point, spaces[-1]) if spaces else point, deepest, at_once)
 
         points = LatentPoint.cat([deep(point) for point in found])
-        pictures = generator(points)
+        pictures = decode(generator, points, at_once)
         held, copies = held.to(pictures.device), method.copies
         predictions = operator(pictures)
         predictions = predictions.view(len(held), copies, *predictions.shape[1:])
@@ -237,7 +238,7 @@ class Selection:
         # As images without weight may not be finite, neither may what they predict.
         counted = torch.where(weights[:, :, None] > 0, predictions.flatten(2), 0.0)
         residual = mean_squared_error(torch.einsum("bk,bkn->bn", weights, counted).view_as(held.y), held)
-        own = data_fit(operator(generator(mean)), measurement.to(pictures.device))
+        own = data_fit(operator(decode(generator, mean, at_once)), measurement.to(pictures.device))
         held_there = restraint(pictures, weights, mean, residual, method.anchor, method.refit_deviation)
         return cls(way, weights, mean, own, residual, held_there)
 
@@ -250,6 +251,7 @@ class Selection:
         data_fit: DataFit,
         keys: Sequence[str],
         seed: int,
+        at_once: int | None = None,
     ) -> InverseProblem:
         """The refit: all measurements, from the mean on."""
         assert method.refit is not None
@@ -262,6 +264,7 @@ class Selection:
             data_fit,
             draws=lambda *purpose: [generator_for(seed, key, "refit", *purpose) for key in keys],
             restraint=self.restraint,
+            at_once=at_once,
         )
 
     def info(self, image: int, method: Method, layers: Sequence[int], steps: Tensor) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Setting:
     observations: Observations
     baseline: Method | None = None
     batch_size: int = 8
+    decode_batch_size: int | None = None
     seed: int = 0
     checkpoint_every_seconds: float = 30.0
     trainer: Mapping[str, Any] | None = None
@@ -76,6 +77,10 @@ class Setting:
             raise RunError(f"pack={self.pack}: expected true or false")
         if not _is_whole(self.batch_size) or self.batch_size < 1:
             raise RunError(f"data.batch_size={self.batch_size}: expected a whole number, at least 1")
+        if self.decode_batch_size is not None and (not _is_whole(self.decode_batch_size) or self.decode_batch_size < 1):
+            raise RunError(
+                f"data.decode_batch_size={self.decode_batch_size}: expected a whole number, at least 1, or null for all"
+            )
         if not _is_whole(self.seed):
             raise RunError(f"seed={self.seed}: expected a whole number")
         if not isinstance(self.checkpoint_every_seconds, int | float) or not self.checkpoint_every_seconds > 0:

@@ -84,6 +84,7 @@ def solve(
     log_every: int = 10,
     display: Display | None = None,
     info: Mapping[str, Any] | None = None,
+    at_once: int | None = None,
 ) -> Reconstruction:
     """Reconstruct a batch of images from their measurement.
 
@@ -105,6 +106,8 @@ def solve(
         loggers: Lightning loggers that get what ``callbacks.Curves`` tells, every ``log_every`` steps.
         display: where progress is shown.
         info: JSON values to store with every solution.
+        at_once: images that the generator makes at a time, of the copies of all images; less memory for a third more
+            time. None: all.
 
     Returns:
         Solutions in the order of ``keys``, and what each stage ended with. Where the data fit of an image left the
@@ -150,6 +153,7 @@ def solve(
             truth=truth[every] if method.rank == "truth" and truth is not None else None,
             radii=torch.tensor(method.candidates).repeat(images * method.restarts) if method.candidates else None,
             held_out=held.select(every) if held is not None and method.rank == "held_out" else None,
+            at_once=at_once,
         )
     except (RuntimeError, MemoryError) as error:
         raise SolveError(_describe(error, 0, method, images), None) from error
@@ -164,9 +168,10 @@ def solve(
         refit_problem = None
         try:
             last = data_fit[-1] if isinstance(data_fit, Sequence) else data_fit
-            selection = Selection.make(generator, operator, measurement, held, method, last, search.best.points)
+            points = search.best.points
+            selection = Selection.make(generator, operator, measurement, held, method, last, points, at_once)
             if method.refit is not None:
-                refit_problem = selection.problem(generator, operator, measurement, method, last, keys, seed)
+                refit_problem = selection.problem(generator, operator, measurement, method, last, keys, seed, at_once)
         except Exception as error:  # whatever a user's own module raises: the search isn't lost
             search.broken = error
         if refit_problem is not None:
@@ -175,7 +180,7 @@ def solve(
     reconstruction = reconstruction_of(generator, method, names, seed, info or {}, search, selection, refit)
     if reconstruction is not None:
         try:
-            strip = pictures_of(generator, method, search, selection, refit)
+            strip = pictures_of(generator, method, search, selection, refit, at_once)
             reconstruction = replace(reconstruction, strip=strip)
         except Exception as error:  # of a user's own generator: what was found isn't lost
             broken = broken or error
@@ -195,5 +200,8 @@ def _describe(error: Exception, step: int, method: Method, images: int) -> str:
     )
     if memory:
         copies = f", {method.copies} copies of each" if method.copies > 1 else ""
-        message += f"; out of memory with {images} images{copies} at once: lower data.batch_size, in another folder"
+        message += (
+            f"; out of memory with {images} images{copies} at once: go on with data.decode_batch_size=1, or lower "
+            "data.batch_size, in another folder"
+        )
     return message

@@ -154,7 +154,7 @@ def test_regimes_table(script):
         "denoising/0.3": {"ilo": [20.0, 21.0], "a": [20.5, 21.0], "b": [21.0, 22.0]},
         "denoising/0.6": {"a": [20.0, 20.0]},
     }
-    values = {(entry["case"], entry["metric"]): entry["value"] for entry in regimes.table(found, ["a", "b"])}
+    values = {(entry["case"], entry["metric"]): entry["value"] for entry in regimes.table([found], ["a", "b"])}
     assert values["inpainting/0.5", "psnr_ilo"] == 26.75 and values["denoising/0.6", "psnr_a"] == 20
     assert values["inpainting/0.5", "auto_minus_best_baseline_db"] == 0.75, "b has the lower mean"
     assert values["denoising/0.3", "auto_minus_best_baseline_db"] == -1
@@ -164,6 +164,26 @@ def test_regimes_table(script):
     assert ("denoising/0.3", "oracle_radius") not in values
     assert values["denoising/0.3", "auto_deficit_upper_bound_db"] > 0.2
     assert values["denoising/0.3", "auto_deficit_p_holm"] == 1
+
+
+def test_regimes_table_pools_the_sets_in_which_all_methods_were_run(script):
+    regimes = script("regimes")
+    radii = {name: [20.0 + i] for i, name in enumerate(regimes.WITH_RADIUS)}
+    first = {"inpainting/0.5": {"ilo": [26.0, 27.5], "a": [25.5, 26.5]}}
+    second = {"inpainting/0.5": {"ilo": [30.0], "a": [33.0], **radii}, "inpainting/0.2": {"ilo": [9.0]}}
+    third = {"inpainting/0.5": {"a": [1.0]}}
+    rows = regimes.table([first, second, third], ["a"])
+    values = {(entry["case"], entry["metric"]): entry["value"] for entry in rows}
+    cell = "inpainting/0.5"
+    assert values[cell, "auto_minus_best_baseline_db"] == pytest.approx((0.5 + 1 - 3) / 3)
+    assert values[cell, "images_auto_minus_best_baseline_db"] == 3
+    assert values[cell, "auto_minus_oracle_radius_db"] == 30 - 25
+    assert values[cell, "images_auto_minus_oracle_radius_db"] == 1
+    assert values[cell, "psnr_ilo"] == pytest.approx((26 + 27.5 + 30) / 3)
+    assert values["inpainting/0.2", "psnr_ilo"] == 9
+    together = {"inpainting/0.5": {"ilo": [26.0, 27.5, 30.0], "a": [25.5, 26.5, 33.0]}}
+    alone = {(e["case"], e["metric"]): e["value"] for e in regimes.table([together], ["a"])}
+    assert values[cell, "auto_deficit_upper_bound_db"] == alone[cell, "auto_deficit_upper_bound_db"]
 
 
 def test_the_three_are_chosen_where_all_were_screened(script):

@@ -194,7 +194,7 @@ def test_collect(repository: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_step_time(repository: Path, tmp_path: Path):
-    small = ["--networks=faces64", "--batches=1", "--rounds=1", "--no-l1"]
+    small = ["--networks=faces64", "--batches", "1", "2", "--rounds=1", "--no-l1"]
     record = run("step_time.py", *small, repository=repository, json_path=tmp_path / "s.json")
     values = {(row["case"], row["metric"]): row["value"] for row in record["rows"]}
     first, layers = "faces64/batch1/layer0", [f"faces64/batch1/layer{layer}" for layer in range(5)]
@@ -203,6 +203,8 @@ def test_step_time(repository: Path, tmp_path: Path):
     expected = values[first, "seconds_per_step_reference"] / values[first, "seconds_per_step"]
     assert values[first, "speedup_vs_reference"] == pytest.approx(expected)
     assert values[first, "image_error"] < 1e-4
+    for metric in ("seconds_per_step", "peak_memory_bytes"):
+        assert values["faces64/batch2/layer0", f"{metric}_decode_1"] > 0 and (first, f"{metric}_decode_1") not in values
 
 
 @pytest.mark.slow

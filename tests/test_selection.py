@@ -212,6 +212,27 @@ def test_batch_equals_one_at_a_time(select: str):
         torch.testing.assert_close(alone.history, expected.history, rtol=1e-8, atol=0)
 
 
+@pytest.mark.parametrize(("at_once", "center"), [(1, "previous"), (4, "range")])
+def test_decoding_a_few_at_a_time_changes_nothing(at_once: int, center: str, monkeypatch: pytest.MonkeyPatch):
+    generator, operator, measurement = problem()
+    method = automatic(center=center)
+    expected = solve(generator, operator, measurement, method, KEYS)
+    sizes: list[int] = []
+    forward = type(generator).forward
+    monkeypatch.setattr(
+        type(generator), "forward", lambda self, point: (sizes.append(point.batch_size), forward(self, point))[1]
+    )
+    found = solve(generator, operator, measurement, method, KEYS, at_once=at_once)
+    assert max(sizes) == at_once < method.copies * len(KEYS)
+    for a, b in zip(found.solutions, expected.solutions, strict=True):
+        assert a.info["evaluations"] == b.info["evaluations"]
+        torch.testing.assert_close(a.history, b.history, rtol=1e-8, atol=0)
+        for name, tensor in b.point.tensors.items():
+            torch.testing.assert_close(a.point[name], tensor, rtol=1e-8, atol=1e-10)
+    for a, b in zip(found.strip, expected.strip, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
 def test_the_solution_is_what_selection_and_refit_say():
     generator, operator, measurement = problem()
     method = automatic()

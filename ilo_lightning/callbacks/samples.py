@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ..generators.base import decode
 from ..problem import InverseProblem
 
 
@@ -48,13 +49,13 @@ class PosteriorSamples(pl.Callback):
     ) -> None:
         if pl_module.stage_index != len(pl_module.schedule) - 1 or batch_idx not in self.steps:
             return
-        images = pl_module.generator(pl_module.point).double().cpu()
+        images = decode(pl_module.generator, pl_module.point, pl_module.at_once).double().cpu()
         if self._mean is None or self._squares is None:
             self._mean, self._squares = torch.zeros_like(images), torch.zeros_like(images)
         self.count += 1  # Welford's algorithm
         difference = images - self._mean
-        self._mean = self._mean + difference / self.count
-        self._squares = self._squares + difference * (images - self._mean)
+        mean = self._mean = self._mean + difference / self.count
+        self._squares = self._squares + difference * (images - mean)
         if batch_idx in self._shown:
             self.pictures.append(images.float())
 

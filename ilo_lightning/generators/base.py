@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -185,3 +186,24 @@ class LayeredGenerator(nn.Module, ABC):
         if space not in self.spaces:
             raise ValueError(f"latent space {space!r}: {type(self).__name__} has {', '.join(self.spaces)}")
         return space
+
+
+def decode(generator: LayeredGenerator, point: LatentPoint, at_once: int | None = None) -> Tensor:
+    """Images ``(B, C, H, W)`` of a point, ``at_once`` of them at a time, or all: in the memory that so many take, as
+    the generator works once more, in ``backward``, instead of keeping what it made on the way."""
+    if at_once is None or point.batch_size <= at_once:
+        return generator(point)
+    return torch.cat([checkpoint(generator, part, use_reentrant=False) for part in _parts(point, at_once)])
+
+
+def advance(generator: LayeredGenerator, point: LatentPoint, layer: int, at_once: int | None = None) -> LatentPoint:
+    """``generator.advance``, ``at_once`` images at a time, as in ``decode``."""
+    if at_once is None or point.batch_size <= at_once:
+        return generator.advance(point, layer)
+    parts = _parts(point, at_once)
+    return LatentPoint.cat([checkpoint(generator.advance, part, layer, use_reentrant=False) for part in parts])
+
+
+def _parts(point: LatentPoint, size: int) -> list[LatentPoint]:
+    count = point.batch_size
+    return [point.select(range(start, min(start + size, count))) for start in range(0, count, size)]

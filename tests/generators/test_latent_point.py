@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ilo_lightning.generators.base import LatentPoint, variable_of
+from ilo_lightning.generators.base import LatentPoint, advance, decode, variable_of
 from tests.networks import rngs, small_stylegan2
 
 
@@ -44,3 +44,22 @@ def test_detach_shares_no_memory():
 @pytest.mark.parametrize(("name", "variable"), [("noise_3", "noise"), ("activation", "activation"), ("a_b", "a_b")])
 def test_variable_of(name: str, variable: str):
     assert variable_of(name) == variable
+
+
+@pytest.mark.parametrize(("at_once", "batches"), [(None, [5]), (5, [5]), (2, [2, 2, 1]), (1, [1] * 5)])
+def test_images_and_gradients_are_the_same_whatever_is_made_at_once(at_once: int | None, batches: list[int]):
+    generator = small_stylegan2(dtype=torch.float64)
+    point = generator.advance(generator.sample(rngs(*range(5))), 1).detach()
+    point = point.map(lambda tensor: tensor.requires_grad_())
+    seen: list[int] = []
+    handle = generator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].batch_size))
+    image = decode(generator, point, at_once)
+    assert seen == batches
+    handle.remove()
+    deeper = decode(generator, advance(generator, point, 2, at_once))
+    results = [
+        [made, *torch.autograd.grad(made.pow(3).sum(), list(point.tensors.values()))]
+        for made in (image, deeper, generator(point))
+    ]
+    torch.testing.assert_close(results[0], results[2], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(results[1], results[2], rtol=1e-9, atol=1e-9)
