@@ -250,8 +250,9 @@ def save(workspace: ws.Workspace) -> str:
     Raises:
         DashboardError: without a login, or if W&B refuses.
     """
+    from .errors import first_line
     from .loggers.base import LoggerError
-    from .loggers.wandb_login import choose_mode, first_line
+    from .loggers.wandb_login import choose_mode
 
     try:
         mode, _ = choose_mode("online")

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import one_line
 from .generators.base import LayeredGenerator
 from .method import Method
 from .observations import device_of, digest_of
 from .operators.base import ForwardOperator, LinearOperator, Measurement, check_image_shape
-from .rehearsal import one_line
 from .solve import solve
 
 

@@ -21,6 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from . import identity
 from .callbacks.progress import display
 from .data.images import load_images
+from .errors import one_line
 from .exit_codes import DONE, REFUSED, SOME_FAILED
 from .files import write_atomically
 from .generators.base import LayeredGenerator
@@ -33,7 +34,7 @@ from .operators import Classifier, ForwardOperator
 from .operators.noise import NoiseModel
 from .ops import ImplementationError, prepare, use
 from .pipeline import problems, run
-from .rehearsal import check_generator_attributes, check_operator_attributes, one_line
+from .rehearsal import check_generator_attributes, check_operator_attributes
 from .report.table import print_scores
 from .setting import RunError, Setting, renamed
 from .sweeps.inputs import inputs_of

@@ -10,12 +10,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from .data.images import DataError, save_png
+from .errors import one_line
 from .exit_codes import DONE, REFUSED, SOME_FAILED
 from .files import write_atomically
 from .job import REFUSALS, build_observations, generator_of, refuse
 from .observations import Observation, header
 from .operators.base import ForwardOperator
-from .rehearsal import one_line, rehearse_operator
+from .rehearsal import rehearse_operator
 from .setting import RunError
 
 

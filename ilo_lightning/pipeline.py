@@ -33,13 +33,13 @@ from . import identity
 from .callbacks import ResumeCheckpoint
 from .callbacks.progress import Display
 from .data.images import DataError
+from .errors import one_line
 from .files import WriteError, pack, write_atomically
 from .interrupt import StopRequest
 from .loggers import RunLog
 from .observations import Observation, Observations, observe
 from .reconstruction import Reconstruction
 from .records import Row, write_image
-from .rehearsal import one_line
 from .setting import RunError, Setting
 from .solve import SolveError, solve
 from .sweeps.point import Busy, working

@@ -15,6 +15,8 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from .errors import first_line
+
 EXTRAS = {"submitit_slurm": "slurm", "joblib": "joblib"}
 """Launchers that come from other packages, and the extra that brings them."""
 CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException)
@@ -22,10 +24,10 @@ CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException)
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
     """One line for an error of Hydra's about ``arguments``, naming the nearest key or choice where one is unknown."""
-    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    first = first_line(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: not an override, expected key=value ({first_line})"
-    if first_line.startswith("Primary config module 'ilo_lightning.conf'"):
+        return f"{error.override}: not an override, expected key=value ({first})"
+    if first.startswith("Primary config module 'ilo_lightning.conf'"):
         return "ilo-lightning is not installed, only on the path; pip install -e . where its pyproject.toml is"
     overrides = _overrides(arguments)
     if isinstance(error, MissingConfigException):
@@ -38,7 +40,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
                 if value not in choices and f"{override.key_or_group}/" in f"{error.missing_cfg_file}/":
                     named = override.get_key_element()
                     return f"{named}={value}: no such choice{_nearest(value, choices)}; there are {', '.join(choices)}"
-    if first_line.startswith("Config group override must be"):
+    if first.startswith("Config group override must be"):
         for override in overrides:
             if override.value() is None and "." not in override.key_or_group:
                 return f"{override.get_key_element()}=null: expected the name of a choice; `--help` lists them"
@@ -50,11 +52,11 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
                 continue
             if key.replace("/", ".") not in known:
                 return f"{key}: no such option{_nearest(key, known)}; `--cfg job` shows all, +{key}=… adds one"
-    if found := re.search(r"'sizes\.([^.]*)\.", first_line):
+    if found := re.search(r"'sizes\.([^.]*)\.", first):
         return f"size={found[1]}: expected small or full"
-    if first_line.startswith("Ambiguous value"):
-        return f"{first_line}; for a run per value add --multirun, for a list write key=[a,b]"
-    return first_line
+    if first.startswith("Ambiguous value"):
+        return f"{first}; for a run per value add --multirun, for a list write key=[a,b]"
+    return first
 
 
 def _overrides(arguments: Sequence[str]) -> list[Override]:

@@ -8,17 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import one_line
 from .generators.base import LatentPoint, LayeredGenerator
 from .operators.base import ForwardOperator, Measurement
 
 
 class RehearsalError(ValueError):
     """A generator or an operator that can't do what it is there for; the message says what, and what helps."""
-
-
-def one_line(error: BaseException) -> str:
-    """``Type: message``, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
 def check_generator_attributes(generator: object) -> None:

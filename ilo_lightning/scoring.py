@@ -16,12 +16,12 @@ from yaml import YAMLError
 
 from . import metrics
 from .data.images import DataError, Image, Images, load_images
+from .errors import one_line
 from .exit_codes import DONE, SOME_FAILED
 from .files import unpacked, write_atomically
 from .generators.base import LayeredGenerator
 from .job import REFUSALS, generator_of, judges_of, refuse
 from .losses import PerceptualNet
-from .rehearsal import one_line
 from .report.table import print_scores
 from .setting import RunError
 from .solution import Solution, SolutionError

@@ -16,6 +16,7 @@ from .callbacks import BestIterate, ResumeCheckpoint
 from .callbacks.progress import Display, QuietDisplay
 from .callbacks.sphere import project_to_spheres
 from .compatibility import check_method
+from .errors import titled
 from .fits import Fits
 from .generators.base import LatentPoint, LayeredGenerator, variable_of
 from .losses import DataFit, data_fits
@@ -193,8 +194,7 @@ def solve(
 
 def _describe(error: Exception, step: int, method: Method, images: int) -> str:
     """One line on what broke the optimisation off, and what may help."""
-    first_line = next(iter(str(error).strip().splitlines()), "")
-    message = f"broken off at step {step + 1} of {method.steps}: {type(error).__name__}: {first_line}"
+    message = f"broken off at step {step + 1} of {method.steps}: {titled(error)}"
     memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or re.search(
         r"out of memory|can't allocate memory|not enough memory|bad_alloc", str(error), re.IGNORECASE
     )

@@ -14,8 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from ..errors import one_line
 from ..refusal import CONFIGURATION_ERRORS, explain
-from ..rehearsal import one_line
 
 PASSED, FAILED, REFUSED = 0, 1, 2
 

@@ -88,36 +88,14 @@ class Wavelets(Pixels):
             )
         return image
 
-    def analyse(self, image: Tensor) -> Tensor:
-        """The coefficients ``(B, C, H, W)`` of images: the inverse of the synthesis, and its adjoint."""
-        coefficients = image
-        for level in range(self.levels):
-            height, width = (side >> level for side in self.image_shape[1:])
-            corner = self._split(self._split(coefficients[:, :, :height, :width], 3), 2)
-            coefficients = F.pad(corner, (0, self.image_shape[2] - width, 0, self.image_shape[1] - height)) + (
-                coefficients * self._outside(height, width, coefficients)
-            )
-        return coefficients
-
     def _outside(self, height: int, width: int, like: Tensor) -> Tensor:
         """1 outside of the corner, 0 in it."""
         mask = torch.ones(self.image_shape[1:], dtype=like.dtype, device=like.device)
         mask[:height, :width] = 0
         return mask
 
-    def _split(self, x: Tensor, axis: int) -> Tensor:
-        """Low and high half-band along an axis, one after the other."""
-        lines = x.transpose(axis, -1)
-        shape, taps = lines.shape, self.filter.shape[-1]
-        flat = lines.reshape(-1, 1, shape[-1])
-        while flat.shape[-1] < taps:  # a line shorter than the filter goes round more than once
-            flat = torch.cat([flat, flat], dim=-1)
-        wrapped = torch.cat([flat, flat[..., : taps - 2]], dim=-1)
-        bands = F.conv1d(wrapped, self.filter.to(x), stride=2)[..., : shape[-1] // 2]
-        return bands.reshape(*shape[:-1], shape[-1]).transpose(axis, -1)
-
     def _join(self, x: Tensor, axis: int) -> Tensor:
-        """The inverse of ``_split``."""
+        """Low and high half-band along an axis, one after the other, put together; periodic."""
         lines = x.transpose(axis, -1)
         shape, taps = lines.shape, self.filter.shape[-1]
         bands = lines.reshape(-1, 2, shape[-1] // 2)

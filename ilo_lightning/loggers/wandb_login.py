@@ -6,6 +6,7 @@ import os
 import re
 import sys
 
+from ..errors import first_line
 from .base import LoggerError
 
 MODES = ("online", "offline", "disabled")
@@ -60,8 +61,3 @@ def choose_mode(wanted: str | None) -> tuple[str, str | None]:
             "logger=wandb: told to be online, but not logged in; run `wandb login`, or use logger.mode=offline"
         )
     return "offline", None
-
-
-def first_line(error: BaseException) -> str:
-    """Of an error's message; its type's name where it has none."""
-    return next(iter(str(error).strip().splitlines()), "").rstrip(".") or type(error).__name__

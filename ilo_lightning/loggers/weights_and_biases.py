@@ -20,12 +20,13 @@ from PIL import Image
 from pytorch_lightning.loggers import Logger
 
 from .. import identity as provenance
+from ..errors import first_line
 from ..files import read_stored, write_atomically
 from ..interrupt import Interrupted
 from ..report.figure import Panel
 from .base import LoggerError, RunInfo, RunLog
 from .course import Course
-from .wandb_login import choose_mode, first_line
+from .wandb_login import choose_mode
 from .wandb_naming import read_record, run_name, strip_key, summarise, sweep_key, swept_values
 
 if TYPE_CHECKING:

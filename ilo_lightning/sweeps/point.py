@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .. import exit_codes, slurm
+from ..errors import titled
 from ..interrupt import Interrupted, StopRequest, Taken
 from . import status as statuses
 from .lease import HEARTBEAT, STALE, Held, Holder, Lease
@@ -89,7 +90,7 @@ def working(
         except BaseException as error:
             trace = "".join(traceback.format_exception(error))
             code = exit_codes.SOME_FAILED if isinstance(error, OSError) else exit_codes.CRASHED
-            statuses.write(folder, status.end(FAILED, code, describe(error), traceback=trace))
+            statuses.write(folder, status.end(FAILED, code, titled(error), traceback=trace))
             raise
         state, code = (DONE, exit_codes.DONE) if work.error is None else (FAILED, exit_codes.SOME_FAILED)
         statuses.write(folder, status.end(state, code, work.error, images=work.images))
@@ -111,12 +112,6 @@ def force_word(force: object) -> str | None:
     if force is not True:
         return str(force)
     return f"job {slurm.job_id()}" if slurm.job_id() else f"{time.time_ns()}"
-
-
-def describe(error: BaseException) -> str:
-    """One line."""
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def _check_clock(path: Path) -> None:

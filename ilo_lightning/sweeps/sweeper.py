@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .. import __version__, slurm
+from ..errors import titled
 from ..exit_codes import CRASHED, DONE, REFUSED, SOME_FAILED, of_many
 from . import status
 from .admission import SweepError, check_experiment, check_given, check_logins, has, unknown_parameter, unset_variable
@@ -50,7 +51,6 @@ from .plan import (
     unforced,
     values_of,
 )
-from .point import describe
 from .shard import Shard
 
 NAME = "hydra_plugins.ilo_lightning.PointSweeper"
@@ -248,7 +248,7 @@ class PointSweeper(Sweeper):
             tries.update(begun)
             untouched = [point for point in left if point not in begun]
             if len(untouched) == len(points):
-                print(f"error: the launcher failed: {describe(problem)}", file=sys.stderr)
+                print(f"error: the launcher failed: {titled(problem)}", file=sys.stderr)
                 return codes
             if untouched:
                 rounds.append(untouched)
@@ -310,7 +310,7 @@ def _attempts(folder: Path, point: Point) -> int:
 
 def _give_up(folder: Path, point: Point, problem: Exception) -> None:
     entry = status.begin(Holder.here(), Shard.parse(point.shard), point.overrides)
-    error = f"its process was killed, {TRIES} times (out of memory?): {describe(problem)}"
+    error = f"its process was killed, {TRIES} times (out of memory?): {titled(problem)}"
     status.write(folder / point.folder, entry.end(status.FAILED, CRASHED, error))
 
 

@@ -20,14 +20,19 @@ def test_obeys_the_laws_of_generators(generator: Pixels):
     assert [verdict for verdict in check_generator(generator) if not verdict.holds] == []
 
 
+def analysed(wavelets: Wavelets, image: torch.Tensor) -> torch.Tensor:
+    """The coefficients of an image by the adjoint of the synthesis, which is its inverse where that is orthonormal."""
+    coefficients = torch.zeros_like(image, requires_grad=True)
+    return torch.autograd.grad(wavelets(LatentPoint(0, {"latent": coefficients}, "wavelets")), coefficients, image)[0]
+
+
 @pytest.mark.parametrize(("side", "levels"), [(32, 2), (16, 3), (8, 3), (2, 1)])
 def test_the_transform_is_orthonormal(side: int, levels: int):
     wavelets = Wavelets((2, side, 2 * side), levels).double()
-    x, y = (torch.randn(3, 2, side, 2 * side, dtype=torch.float64, generator=rngs(seed)[0]) for seed in (0, 1))
+    x = torch.randn(3, 2, side, 2 * side, dtype=torch.float64, generator=rngs(0)[0])
     made = wavelets(LatentPoint(0, {"latent": x}, "wavelets"))
     tolerance = {"rtol": 1e-6, "atol": 1e-6}  # the filter is kept in float32
-    torch.testing.assert_close(wavelets.analyse(made), x, **tolerance)
-    torch.testing.assert_close((made * y).sum(), (x * wavelets.analyse(y)).sum(), **tolerance)
+    torch.testing.assert_close(analysed(wavelets, made), x, **tolerance)
     torch.testing.assert_close(made.square().sum(), x.square().sum(), **tolerance)
 
 
@@ -36,7 +41,7 @@ def test_the_wavelet_has_four_vanishing_moments():
     wavelets = Wavelets((1, 64, 64), 1).double()
     for power, silent in ((0, True), (1, True), (2, True), (3, True), (4, False)):
         line = (torch.arange(64, dtype=torch.float64) / 64) ** power
-        detail = wavelets.analyse(line.expand(1, 1, 64, 64))[0, 0, 0, 32 : 32 + 28]
+        detail = analysed(wavelets, line.expand(1, 1, 64, 64))[0, 0, 0, 32 : 32 + 28]
         assert bool(detail.abs().max() < 1e-6) == silent
 
 
@@ -61,7 +66,7 @@ def test_the_lasso_s_solution_is_soft_thresholding():
     wavelets, weight = Wavelets((1, 16, 16)).double(), 0.5
     lasso = method("lasso", penalties={"latent_l1": weight}, steps=[1500], lr=[0.02])
     solution = solve(wavelets, operator, measurement, lasso, ["a"]).solutions[0]
-    coefficients = wavelets.analyse(measurement.y)
+    coefficients = analysed(wavelets, measurement.y)
     expected = coefficients.sign() * (coefficients.abs() - weight / 2).clamp_min(0)
     torch.testing.assert_close(solution.point["latent"], expected, rtol=0, atol=5e-3)
 

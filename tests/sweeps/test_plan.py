@@ -53,7 +53,7 @@ def test_what_computes_the_same_has_the_same_digest(values: dict):
 
 PLACED = {
     "logger": "csv", "ops.impl": "torch", "checkpoint_every_seconds": 5, "pack": True, "data.shard": "1/2",
-    "trainer": "auto", "+trainer.benchmark": True,
+    "data.decode_batch_size": 1, "trainer": "auto", "+trainer.benchmark": True,
 }  # fmt: skip
 CHANGED = {
     "seed": 1, "method.radius": 0.3, "task": "inpainting", "trainer.precision": "bf16-mixed", "task.noise.sigma": 0.3,
