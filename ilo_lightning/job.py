@@ -256,8 +256,8 @@ def load_method(name: str = "ilo", *, depth: int | None = None, **fields: Any) -
 
 
 def judges_of(config: DictConfig) -> list[PerceptualNet]:
-    """The networks that ``metrics.perceptual`` names; ``auto`` is ST-LPIPS, where its package is installed. One that is
-    the loss's too is read from the same file.
+    """The networks that ``metrics.perceptual`` names; ``auto`` is ST-LPIPS, where its package is installed, with a
+    second network where the loss has the first. One that is the loss's too is read from the same file.
 
     Raises:
         PerceptualError: naming the field, its value and the remedy.
@@ -274,8 +274,9 @@ def judges_of(config: DictConfig) -> list[PerceptualNet]:
         return PerceptualNet.open(name, trunk, size=section.get("size"), field="metrics.perceptual")
 
     if names == [AUTO]:
+        names = ["stlpips_vgg", "stlpips_alex"] if loss.get("name") == "stlpips_alex" else ["stlpips_alex"]
         try:
-            return [opened("stlpips_alex")]
+            return [opened(name) for name in names]
         except PerceptualError as error:
             print(f"metrics.perceptual=auto: no perceptual distance is reported ({error})", file=sys.stderr)
             return []

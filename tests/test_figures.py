@@ -64,6 +64,8 @@ def test_an_option_that_some_grids_have(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.startswith("error: task.sseed: no such option; did you mean ")
     assert main([*common, "size=small,full"]) == 2
     assert "size=small,full: an experiment has one size" in capsys.readouterr().err
+    assert main([*common, "sizes.small.factors=4,16"]) == 2
+    assert "sizes.small.factors=4,16: an experiment has one size; give other values" in capsys.readouterr().err
 
 
 def test_a_full_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .. import __version__, slurm
 from ..errors import titled
 from ..exit_codes import CRASHED, DONE, REFUSED, SOME_FAILED, of_many
+from ..identity import is_below
 from . import status
 from .admission import SweepError, check_experiment, check_given, check_logins, has, unknown_parameter, unset_variable
 from .inputs import stamp_of
@@ -133,9 +134,14 @@ class PointSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=loader)
         swept, combinations = [], []
         given = parser.parse_overrides(unforced(arguments))
-        sizes = [override for override in given if override.key_or_group == "size" and override.is_sweep_override()]
-        if sizes:
-            raise SweepError(f"{sizes[0].input_line}: an experiment has one size; give each a command of its own")
+        for override in given:
+            if override.is_sweep_override() and is_below(override.key_or_group, ("size", "sizes")):
+                remedy = (
+                    "give each a command of its own"
+                    if override.key_or_group == "size"
+                    else ("give other values of what it sweeps as such, e.g. seed=0,1 or task.factor=2,4")
+                )
+                raise SweepError(f"{override.input_line}: an experiment has one size; {remedy}")
         grids = alternatives(self.params, self.either, given)
         for words in self._having(grids, given):
             overrides = parser.parse_overrides(words)

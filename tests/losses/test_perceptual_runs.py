@@ -62,6 +62,8 @@ def test_one_network_is_the_loss_and_another_the_metric(tmp_path: Path, capsys: 
 def test_auto_is_what_is_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     config = OmegaConf.create({"metrics": {"perceptual": "auto", "size": None}})
     assert [net.name for net in judges_of(config)] == ["stlpips_alex"] and not capsys.readouterr().err
+    for loss, judges in (("stlpips_alex", ["stlpips_vgg", "stlpips_alex"]), ("stlpips_vgg", ["stlpips_alex"])):
+        assert [net.name for net in judges_of(OmegaConf.merge(config, {"perceptual": {"name": loss}}))] == judges
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert judges_of(config) == []
     assert "metrics.perceptual=auto: no perceptual distance is reported" in capsys.readouterr().err
