@@ -121,7 +121,13 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
         raise ScheduleError(
             "method.standardize=[noise]: maps that start at zero have no variance; use method.noise=random"
         )
-    if method.noise == "zero" and any("noise" in stage.radii and stage.relative for stage in stages):
+    for stage in stages:
+        if frozen := {*stage.radii, *stage.auto} & {*stage.reset} & {*stage.free} if stage.relative else ():
+            raise ScheduleError(
+                f"method.reset={list(stage.reset)} with method.radius_mode=relative: {min(frozen)} would be set to 0, "
+                "in a ball of radius 0, and could never move; leave it out of method.free, or give it no radius"
+            )
+    if method.noise == "zero" and any("noise" in (*stage.radii, *stage.auto) and stage.relative for stage in stages):
         raise ScheduleError(
             "method.radii.noise with method.radius_mode=relative: maps that start at zero have the norm 0, "
             "and could never move; use method.noise=random or method.radius_mode=absolute"

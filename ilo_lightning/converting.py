@@ -32,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
             raise CheckpointError(f"{options.dst}: expected a name that ends in .safetensors")
         if options.dst.exists():
             raise CheckpointError(f"{options.dst}: is there already; choose another name, or remove it")
+        if not Path(options.src).exists() and not options.src.startswith("pkg://"):
+            raise CheckpointError(f"{options.src}: no such file (looked at {Path(options.src).absolute()})")
         generator = load_generator(options.src, options.sha256, options.label)
         origin = {
             "layout": generator.provenance["layout"],

@@ -23,6 +23,8 @@ def shared_out(
     Raises:
         ScheduleError: if there are too few.
     """
+    if not any(steps):
+        raise ScheduleError(f"method.steps={list(steps)}: at least one stage needs a step")
     share = 0
     if refit_steps:
         given = copies * (sum(steps) + searches * range_steps) + refit_steps
@@ -31,9 +33,9 @@ def shared_out(
     budget = (evaluations - share) // max(copies, 1)
     stages = sum(value > 0 for value in steps)
     total = sum(steps) + searches * range_steps
-    if not stages or budget < stages + searches:
+    if budget < stages + searches:
         raise ScheduleError(
-            f"method.evaluations={evaluations}: expected at least {max(stages + searches, 1) * copies + share}, "
+            f"method.evaluations={evaluations}: expected at least {(stages + searches) * copies + share}, "
             f"one for each of {stages} stages{f' and {searches} searches' if searches else ''}"
             f"{f' of {copies} copies (restarts × candidates)' if copies > 1 else ''}"
             f"{f', and {share} of refit' if share else ''}; "

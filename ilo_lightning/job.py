@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 import hydra
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException, MissingConfigException
+from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -21,7 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from . import identity
 from .callbacks.progress import display
 from .data.images import load_images
-from .errors import one_line
+from .errors import first_line, one_line
 from .exit_codes import DONE, REFUSED, SOME_FAILED
 from .files import write_atomically
 from .generators.base import LayeredGenerator
@@ -237,22 +239,30 @@ def load_method(name: str = "ilo", *, depth: int | None = None, **fields: Any) -
     Args:
         name: of one in ``conf/method``.
         depth: ``num_layers`` of the generator, where it may have fewer layers than the method names.
-        fields: others than configured, such as ``evaluations=400`` or ``noise_level=0.02`` (unknown unless told).
+        fields: others than configured, such as ``evaluations=400`` or ``noise_level=0.02`` (unknown unless told); of a
+            mapping, the entries that are given.
 
     Raises:
         RunError: if there is no such method or field, or the method can't be.
     """
-    with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
-        try:
+    around = get_gh_backup()  # of an application that is Hydra's, too
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
             section = compose("config", overrides=[f"method={name}"]).method
-        except MissingConfigException as error:
-            raise RunError(f"method={name}: there is none of this name, see conf/method") from error
-        for field, value in {"noise_level": None, **fields}.items():
-            if field not in section:
-                raise RunError(f"method.{field}={value}: no such field, see Method.from_config")
-            section[field] = value
-        more = {"depth": depth} if section.layers == AUTO else {}
-        return instantiate(section, "method", Method, **more)
+            for field, value in {"noise_level": None, **fields}.items():
+                if field not in section:
+                    raise RunError(f"method.{field}={value}: no such field, see Method.from_config")
+                try:
+                    OmegaConf.update(section, field, value, merge=True)
+                except OmegaConfBaseException as error:
+                    raise RunError(f"method.{field}={value!r}: {first_line(error)}") from error
+            more = {"depth": depth} if section.layers == AUTO else {}
+            return instantiate(section, "method", Method, **more)
+    except MissingConfigException as error:
+        raise RunError(f"method={name}: there is none of this name, see conf/method") from error
+    finally:
+        restore_gh_from_backup(around)
 
 
 def judges_of(config: DictConfig) -> list[PerceptualNet]:
@@ -318,13 +328,14 @@ def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple
     operator = instantiate(config.task.operator, "task.operator", ForwardOperator, image_shape=shape)
     check_operator_attributes(operator)
     noise = instantiate(config.task.noise, "task.noise", NoiseModel)
-    if isinstance(operator, Classifier) and getattr(noise, "sigma", None) != 0:
+    classifier = operator.classifier
+    if classifier is not None and getattr(noise, "sigma", None) != 0:
         raise RunError("task.noise: with noise they were no probabilities of classes; use task.noise.sigma=0")
-    if config.task.get("target") is not None and isinstance(operator, Classifier) and config.data.mode != "measured":
+    if config.task.get("target") is not None and classifier is not None and config.data.mode != "measured":
         limit = config.data.limit
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise RunError(f"data.limit={limit}: expected null or a whole number, at least 1: how many attempts")
-        return operator, Requested(operator, operator.target(config.task.target), limit or 1, generator.dtype)
+        return operator, Requested(operator, classifier.target(config.task.target), limit or 1, generator.dtype)
     path, limit = config.data.path, config.data.limit
     if config.data.mode == "measured":
         task: Any = OmegaConf.to_container(config.task, resolve=True)
@@ -336,13 +347,19 @@ def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple
 
 def _tell_noise(config: DictConfig, setting: Setting) -> None:
     """Say which noise a method counts on, where the files of y don't state theirs."""
-    method, observations = setting.method, setting.observations
-    counts = any((stage.enough, stage.sigma, stage.bm3d) != (None, None, None) for stage in method.schedule.stages)
-    if counts and isinstance(observations, Measured) and not observations.noise_is_stated:
+    observations = setting.observations
+    if not isinstance(observations, Measured) or observations.noise_is_stated:
+        return
+    for field, method in (("baseline", setting.baseline), ("method", setting.method)):
+        stages = method.schedule.stages if method is not None else ()
+        if method is None or all((s.enough, s.sigma, s.bm3d) == (None, None, None) for s in stages):
+            continue
         for index in range(len(observations)):  # what is refused is refused in one line
             observations.digest(index)
+        stops = any(stage.enough is not None for stage in stages)
         print(f"task.noise.sigma={config.task.noise.get('sigma')}: {method.name} counts on it, as the files of y state "
-              "no noise; give theirs, or method.stop=null where nobody knows it", file=sys.stderr)  # fmt: skip
+              f"no noise; give theirs{f', or {field}.stop=null where nobody knows it' if stops else ''}",
+              file=sys.stderr)  # fmt: skip
 
 
 def target_of(config: DictConfig, generator: LayeredGenerator) -> TargetFit | None:

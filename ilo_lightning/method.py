@@ -40,7 +40,7 @@ class Method:
         standardize: variables brought to mean 0 and variance 1 after each step, each tensor of an image on its own.
         noise: noise maps start ``random`` (drawn per image) or ``zero``.
         start: the code starts ``random`` (drawn per image) or at the ``mean`` of its space.
-        restarts: how many starts are tried per image, side by side; the best is kept.
+        restarts: how many starts are tried per image, side by side; one is kept, or what ``select`` makes of them.
         keep: the solution is the ``best`` iterate, the ``last``, or the last of several ``samples``.
         rank: what iterates and restarts are ranked by: the ``data_fit``, the ``loss`` with its penalties, the data fit
             of what is ``held_out``, or the ``truth``, which only an experiment knows.
@@ -84,6 +84,23 @@ class Method:
                 "iterates of stages that minimise different things can't be ranked; use "
                 "method.keep=last, or one weight for all stages"
             )
+        stages = self.schedule.stages
+        moving = len(stages) > 1 and any("deviation" in stage.penalties for stage in stages)
+        if (
+            self.keep == "best"
+            and self.rank == "loss"
+            and (moving or any(stage.penalties != self.schedule[0].penalties for stage in stages))
+        ):
+            raise ScheduleError(
+                f"method.rank=loss: the stages have other penalties, {[dict(stage.penalties) for stage in stages]}"
+                f"{', and a deviation from other points' if moving else ''}, and their losses can't be ranked; use "
+                "method.rank=data_fit, or method.keep=last"
+            )
+        if len({stage.space for stage in stages}) > 1 and any(stage.center == "range" for stage in stages):
+            raise ScheduleError(
+                f"method.center=range: it is looked for in one space, and the stages have "
+                f"{', '.join(str(stage.space) for stage in stages)}; use method.center=previous, or one method.space"
+            )
         if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.+-]*", self.name):
             raise ScheduleError(f"method.name={self.name}: expected letters, digits, _ . + -: files are named after it")
         check_choice("method.noise", self.noise, NOISE_STARTS)
@@ -97,6 +114,8 @@ class Method:
                 f"method.restarts={self.restarts}: with method.start=mean and method.noise=zero all starts are the same"
             )
         check_number("method.burn_in", self.burn_in, finite=True)
+        if self.burn_in >= 1:
+            raise ScheduleError(f"method.burn_in={self.burn_in}: expected a part of the last stage, in [0, 1)")
         if self.keep == "samples":
             kept = math.floor((1 - self.burn_in) * self.schedule.stages[-1].steps)
             if not 1 <= check_count("method.samples", self.samples) <= kept:
@@ -106,6 +125,8 @@ class Method:
                 )
             if self.restarts > 1:
                 raise ScheduleError(f"method.restarts={self.restarts}: samples aren't ranked; use method.restarts=1")
+            if self.candidates:
+                raise ScheduleError("method.radius=auto: samples aren't ranked; give one method.radius, or null")
             if self.schedule.stages[-1].optimizer != "langevin":
                 raise ScheduleError(
                     f"method.optimizer={self.schedule.stages[-1].optimizer}: the last stage's points are samples with "
@@ -287,10 +308,10 @@ class Method:
             standardize: variables brought to mean 0 and variance 1 after each step.
             noise: noise maps start ``random`` (drawn per image) or ``zero``.
             start: the code starts ``random`` (drawn per image) or at the ``mean`` of its space.
-            restarts: how many starts are tried per image, side by side; the best is kept.
-            evaluations: spend so many generator evaluations per image on steps, all restarts together (each restart the
-                same, and one last look at its end beside): ``steps`` and ``range_steps`` then only say in which
-                proportion; null: they are taken as they are.
+            restarts: how many starts are tried per image, side by side; one is kept, or what ``select`` makes of them.
+            evaluations: spend so many generator evaluations per image on the steps of all stages, searches, radii,
+                restarts (all the same) and the refit together, last looks beside: ``steps``, ``range_steps`` and
+                ``refit_steps`` then only say in which proportion; null: they are taken as they are.
             keep: the solution is the ``best`` iterate, the ``last``, or the last of several ``samples``.
             rank: iterates and restarts are ranked by the ``data_fit``; by the ``loss``, penalties included; by the data
                 fit of what is ``held_out`` (see ``select``); or by the ``truth``, an oracle that says what choosing

@@ -84,6 +84,8 @@ class InverseProblem(pl.LightningModule):
         """Loss ``(B,)`` of the same, with the stage's penalties."""
         self.last_error: Tensor | None = None
         """Mean squared error ``(B,)`` of its image, where the truth is given."""
+        self.last_squares: Tensor | None = None
+        """Mean squared error ``(B,)`` of its measurement, in a stage that stops by it."""
         self.last_held_out: Tensor | None = None
         """Data fit ``(B,)`` of what was held out, where something was."""
         self.variables = nn.ParameterDict()
@@ -228,6 +230,8 @@ class InverseProblem(pl.LightningModule):
         if self.restraint is not None:
             loss = loss + self.restraint(self.point, image)
         self.last_fit, self.last_loss = fit.detach(), loss.detach()
+        if stage.enough is not None:
+            self.last_squares = mean_squared_error(prediction.detach(), self.measurement)
         if self.held_out is not None:
             self.last_held_out = data_fit(prediction.detach(), self.held_out).detach()
         if self.truth is not None:

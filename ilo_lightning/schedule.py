@@ -117,6 +117,8 @@ class Stage:
         check_choice("method.optimizer", self.optimizer, OPTIMIZERS)
         check_choice("method.ramp", self.ramp, RAMPS)
         check_number("method.rampdown", self.rampdown, positive=True, finite=True)
+        if self.rampdown > 1:
+            raise ScheduleError(f"method.rampdown={self.rampdown}: expected a part of the stage, in (0, 1]")
         check_choice("method.center", self.center, CENTERS)
         check_count("method.range_steps", self.range_steps)
         for name, weight in self.penalties.items():
@@ -152,6 +154,11 @@ class Stage:
             )
         if self.sigma is not None:
             check_number("method.sigma", self.sigma, positive=True, finite=True)
+        if self.center == "range" and self.reset:
+            raise ScheduleError(
+                f"method.reset={list(self.reset)}: what is set to zero isn't in the range of the layers above; use "
+                "method.reset=[], or method.center=previous"
+            )
         if not self.free:
             raise ScheduleError("method.free=[]: name at least one variable to optimise")
 

@@ -49,7 +49,10 @@ def main(arguments: Sequence[str]) -> int:
         if options.checkpoint:
             config.generator.checkpoint = options.checkpoint
         generator = generator_of(config)
-        images = load_images(options.truth, generator.image_shape)
+        try:
+            images = load_images(options.truth, generator.image_shape)
+        except DataError as error:
+            raise RunError(f"--truth: {error}".replace("data.path=", "", 1)) from error
         judges = judges_of(config)
         for net in judges:
             net.check_size(generator.image_shape, f"metrics.perceptual={net.name}: images of", "metrics.size")

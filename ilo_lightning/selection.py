@@ -54,12 +54,12 @@ def check_selection(method: Method, operator: ForwardOperator) -> None:
         )
 
 
-def how(method: Method, operator: ForwardOperator) -> str | None:
-    """The selection that a method makes with this operator: the mean of images has the mean of their measurements only
-    where A is affine."""
+def how(method: Method, operator: ForwardOperator, generator: LayeredGenerator) -> str | None:
+    """The selection that a method makes: the mean of images has the mean of their measurements only where A is affine,
+    and the mean of points is near to the mean of their images only below the codes."""
     if not method.selects:
         return None
-    return method.select if operator.affine else "holdout"
+    return method.select if operator.affine and generator.num_layers > 1 else "holdout"
 
 
 def hold_out(
@@ -231,7 +231,7 @@ class Selection:
         predictions = operator(pictures)
         predictions = predictions.view(len(held), copies, *predictions.shape[1:])
         pictures = pictures.view(len(held), copies, *pictures.shape[1:])
-        way = how(method, operator)
+        way = how(method, operator, generator)
         assert way is not None
         weights = (mean_of if way == "stacking" else one_of)(predictions, held)
         mean = combine(points, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from .generators.base import LayeredGenerator
 from .losses import DataFit, PerceptualFit, PerceptualNet, TargetFit, WeightedFit, cross_entropy, data_fits
 from .method import Method
 from .observations import Observations, Simulated
-from .operators import Classifier, ForwardOperator
+from .operators import ForwardOperator
 from .rehearsal import (
     check_generator_attributes,
     check_operator_attributes,
@@ -98,7 +99,10 @@ class Setting:
                     )
                 self._check_probabilities(section, method)
         if self.baseline is not None and self.baseline.name == self.method.name:
-            raise RunError(f"method@baseline={self.baseline.name}: the same name as the method; choose another")
+            raise RunError(
+                f"method@baseline={self.baseline.name}: the same name as the method; give one another, "
+                f"such as method.name={self.method.name}_2, or choose another method"
+            )
         with torch.no_grad():
             point = initial_point(self.generator, self.method, [torch.Generator().manual_seed(0)])
             rehearse_operator(self.operator, rehearse_generator(self.generator, point))
@@ -127,7 +131,7 @@ class Setting:
     def _check_probabilities(self, field: str, method: Method) -> None:
         """Refuse a cross-entropy of what are no probabilities, and a target that nothing pursues."""
         weight, name = method.data_fit["cross_entropy"], type(self.operator).__name__
-        if weight and self.target is None and not isinstance(self.operator, Classifier):
+        if weight and self.target is None and self.operator.classifier is None:
             raise RunError(
                 f"{field}.data_fit.cross_entropy={weight:g}: what {name} gives are no probabilities of classes; use "
                 f"{field}.data_fit.cross_entropy=0, or task=classifier or task=morphing"
@@ -192,7 +196,9 @@ def _check_method(field: str, method: Method, generator: LayeredGenerator, opera
 
 def renamed(message: str, field: str) -> str:
     """A message about a method, for the field that holds it: ``baseline``, say."""
-    return f"{field}{message.removeprefix('method')}" if message.startswith("method.") else message
+    if field == "method":
+        return message
+    return re.sub(r"\bmethod\.", f"{field}.", re.sub(r"\bmethod=", f"method@{field}=", message))
 
 
 def _is_whole(value: object) -> bool:

@@ -157,7 +157,7 @@ def solve(
             at_once=at_once,
         )
     except (RuntimeError, MemoryError) as error:
-        raise SolveError(_describe(error, 0, method, images), None) from error
+        raise SolveError(_describe(error, 0, method, images, at_once), None) from error
     fits = Fits(method, trainer or {}, callbacks, loggers, log_every, display or QuietDisplay())
     search = fits.run(
         problem,
@@ -187,12 +187,12 @@ def solve(
             broken = broken or error
     if broken is not None:
         done = len(search.course) + (len(refit.course) if refit else 0)
-        raise SolveError(_describe(broken, done, method, images), reconstruction) from broken
+        raise SolveError(_describe(broken, done, method, images, at_once), reconstruction) from broken
     assert reconstruction is not None
     return reconstruction
 
 
-def _describe(error: Exception, step: int, method: Method, images: int) -> str:
+def _describe(error: Exception, step: int, method: Method, images: int, at_once: int | None) -> str:
     """One line on what broke the optimisation off, and what may help."""
     message = f"broken off at step {step + 1} of {method.steps}: {titled(error)}"
     memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or re.search(
@@ -200,8 +200,8 @@ def _describe(error: Exception, step: int, method: Method, images: int) -> str:
     )
     if memory:
         copies = f", {method.copies} copies of each" if method.copies > 1 else ""
+        go_on = "" if at_once == 1 else "go on with data.decode_batch_size=1, or "
         message += (
-            f"; out of memory with {images} images{copies} at once: go on with data.decode_batch_size=1, or lower "
-            "data.batch_size, in another folder"
+            f"; out of memory with {images} images{copies} at once: {go_on}lower data.batch_size, in another folder"
         )
     return message

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from ilo_lightning.generators.checkpoints import save_generator
@@ -174,6 +177,19 @@ def test_methods_from_python_are_those_of_the_command_line():
     assert load_method("ilo_range", evaluations=401) == configured
     assert load_method().refit is not None and load_method(depth=2) == load_method(layers=[0, 1], steps=14, lr=0.1)
     assert load_method("ilo", noise_level=0.1).schedule[0].enough == pytest.approx(0.01)
+    for overrides, fields in (
+        (["method=csgm", "method.data_fit={perceptual:1}"], {"data_fit": {"perceptual": 1}}),
+        (["method=ilo", "method.lr_scale={activation:0.5}"], {"lr_scale": {"activation": 0.5}}),
+        (["method=ilo", "method.radii={noise:0.1}"], {"radii": {"noise": 0.1}}),
+    ):
+        name = overrides[0].partition("=")[2]
+        with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
+            configured = compose("config", overrides=[*overrides, "method.noise_level=null"]).method
+            assert load_method(name, **fields) == instantiate(configured), "inside an application of Hydra's, too"
+            assert GlobalHydra.instance().is_initialized(), "which is left as it was"
+    assert not GlobalHydra.instance().is_initialized()
+    with pytest.raises(ValueError, match=r"method\.radius=np.float64\(0\.1\): .*not a supported"):
+        load_method("ilo", radius=np.float64(0.1))
     with pytest.raises(ValueError, match=r"method=nothing: there is none of this name"):
         load_method("nothing")
     with pytest.raises(ValueError, match=r"method\.radus=1: no such field"):

@@ -16,22 +16,26 @@ from ilo_lightning.callbacks.progress import QuietDisplay
 from ilo_lightning.data.images import load_images
 from ilo_lightning.fits import _new_trainer
 from ilo_lightning.generators.checkpoints import save_generator
+from ilo_lightning.generators.classical import Pixels
 from ilo_lightning.main import main
 from ilo_lightning.method import Method
 from ilo_lightning.observations import Simulated
-from ilo_lightning.operators import GaussianNoise, Inpainting, PartialCirculant, SuperResolution
+from ilo_lightning.operators import GaussianNoise, Inpainting, PartialCirculant, SuperResolution, measure
 from ilo_lightning.ops import use
 from ilo_lightning.reconstruction import Reconstruction
 from ilo_lightning.solve import solve
 from tests.networks import rngs, small_stylegan2
 from tests.pretended_device import DEVICE, pretended_device, trainer
 from tests.test_resume import KillAt, Killed, assert_same
+from tests.test_selection import automatic
 from tests.test_solve import KEYS, ilo, problem
 
 METHODS = {
     "ilo": ilo(),
     "csgm": ilo(layers=[0], steps=[5], lr=[0.1], radii={}, noise_maps=None),
     "absolute": ilo(spheres=["latent", "noise"], radius_mode="absolute", radius=[0.0, 3.0, 5.0]),
+    "automatic": automatic(stop="discrepancy", noise_level=0.05),
+    "range": ilo(center="range", range_steps=2),
 }
 
 
@@ -84,6 +88,18 @@ def test_resumes_on_the_trainer_s_device(step: int, tmp_path: Path):
         again = run(ilo(), True, path)  # finished: only the final point is evaluated
         assert_same(result, run(ilo(), True))
         assert_same(again, result)
+
+
+def test_a_generator_without_weights_is_somewhere_too():
+    """Pixels, and an operator with a mask: whatever is selected and refitted."""
+    operator = Inpainting((3, 8, 8), fraction=0.5)
+    measurement = measure(operator, GaussianNoise(0.0), torch.rand(3, 3, 8, 8), rngs(0, 1, 2))
+    fields = {"layers": [0], "steps": [3], "lr": 0.1, "free": ["latent"], "radii": {}, "radius": None, "spheres": []}
+    with pretended_device():
+        found = solve(
+            Pixels((3, 8, 8)), operator, measurement, automatic(**fields, restarts=2), KEYS, trainer=trainer()
+        )
+    assert all(solution.info["selection"]["how"] == "holdout" for solution in found.solutions)
 
 
 def test_starts_from_a_point_on_the_cpu():

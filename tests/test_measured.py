@@ -146,6 +146,11 @@ def test_noise_that_no_file_states_is_told(checkpoint: Path, pictures: Path, tmp
     picture, few = tmp_path / "noisy.png", ["task=denoising", "method=ilo", "method.radius=0.1", "method.steps=1"]
     assert main(measured(checkpoint, picture, tmp_path / "told", *few)) == 0
     assert "task.noise.sigma=0.2: ilo counts on it, as the files of y state no noise" in capfd.readouterr().err
+    baseline = ["method=csgm", "method@baseline=ilo", "baseline.radius=0.1", "baseline.steps=1"]
+    assert main(measured(checkpoint, picture, tmp_path / "baseline", "task=denoising", *baseline)) == 0
+    assert "ilo counts on it, as the files of y state no noise; give theirs, or baseline.stop=null where" in (
+        capfd.readouterr().err
+    )
     for number, quiet in enumerate((["method.stop=null"], ["task.noise.sigma=0"])):
         assert main(measured(checkpoint, picture, tmp_path / f"quiet{number}", *few, *quiet)) == 0
         assert "counts on it" not in capfd.readouterr().err

@@ -18,6 +18,7 @@ from ilo_lightning.compatibility import check_method
 from ilo_lightning.generators.base import LatentPoint, variable_of
 from ilo_lightning.generators.sequential import SequentialGenerator
 from ilo_lightning.generators.stylegan2 import LARGER
+from ilo_lightning.job import load_method
 from ilo_lightning.losses import mean_squared_error
 from ilo_lightning.losses.penalties import PENALTIES, PenaltyError, geocross
 from ilo_lightning.method import Method
@@ -102,9 +103,10 @@ def test_what_is_claimed_is_what_the_saved_point_measures(name: str):
 @pytest.mark.parametrize("evaluations", [37, 100, 1000])
 def test_evaluations_are_spent_exactly(name: str, evaluations: int):
     """Whatever the stages, searches and restarts; no stage is lost, and proportions are kept as far as can be."""
-    shipped = method(name, **({"sigma": 0.1, "samples": 5} if name == "langevin" else {}))
-    scaled = method(name, **({"sigma": 0.1, "samples": 5} if name == "langevin" else {}), evaluations=evaluations)
-    assert evaluations - scaled.evaluations == evaluations % scaled.restarts
+    fields = {"sigma": 0.1, "samples": 5} if name == "langevin" else {}
+    shipped, scaled = load_method(name, **fields), load_method(name, **fields, evaluations=evaluations)
+    assert (shipped.copies, shipped.refit is None) == (scaled.copies, scaled.refit is None)
+    assert evaluations - scaled.evaluations == (0 if scaled.refit else evaluations % scaled.copies)
     assert [stage.layer for stage in scaled.schedule.stages] == [stage.layer for stage in shipped.schedule.stages]
     for stage, given in zip(scaled.schedule.stages, shipped.schedule.stages, strict=True):
         assert stage.steps == pytest.approx(given.steps * evaluations / shipped.evaluations, abs=3)
@@ -658,6 +660,21 @@ def test_langevin_without_a_prior_is_refused():
         ("langevin", {"sigma": 0.1, "restarts": 2}, r"method\.restarts=2: samples aren't ranked"),
         ("csgm", {"floor": -1}, r"method\.floor=-1"),
         ("csgm", {"ramp": "steep"}, r"method\.ramp=steep"),
+        ("csgm", {"rampdown": 2}, r"method\.rampdown=2: expected a part of the stage, in \(0, 1\]"),
+        ("langevin", {"sigma": 0.1, "burn_in": 2}, r"method\.burn_in=2: expected a part of the last stage"),
+        (
+            "langevin",
+            {"sigma": 0.1, "radius": "auto", "candidates": [0.1, 0.2], "rank": "truth"},
+            r"method\.radius=auto: samples aren't ranked",
+        ),
+        ("ilo_sparse", {"rank": "loss"}, r"method\.rank=loss: .*deviation from other points.*method\.rank=data_fit"),
+        (
+            "ilo",
+            {"rank": "loss", "penalties": {"geocross": [0, 1, 1, 1]}},
+            r"method\.rank=loss: the stages have other penalties",
+        ),
+        ("ilo_original", {"center": "range"}, r"method\.reset=\['rgb'\]: .*method\.reset=\[\]"),
+        ("three_phase", {"center": "range"}, r"method\.center=range: .*w, w_plus, styles; use method\.center=previous"),
     ],
 )
 def test_what_can_t_be_run_is_refused(name: str, changes: dict[str, Any], message: str):
@@ -682,6 +699,24 @@ def test_a_generator_without_the_space_is_refused(name: str, changes: dict[str, 
     generator = SequentialGenerator([nn.Sequential(nn.Linear(3, 48), nn.Unflatten(1, (3, 4, 4)))], [3])
     with pytest.raises(ScheduleError, match=message):
         check_method(method(name, **changes), generator)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reset": ["rgb"], "radius": 0.1, "radii": {"rgb": 0.1}},
+        {"reset": ["activation"], "radius": 0.1, "radii": {}},
+        {"reset": ["rgb"], "radius": "auto", "radii": {"rgb": "auto"}, "select": "stacking"},
+        {"noise": "zero", "free": "lgn", "radius": 0.1, "radii": {"noise": 0.1}},
+        {"noise": "zero", "free": "lgn", "radius": "auto", "radii": {"noise": "auto"}, "select": "stacking"},
+    ],
+)
+def test_a_ball_of_radius_0_is_refused(changes: dict[str, Any]):
+    """Around what is set to zero, and relative to it: nothing there could ever move."""
+    generator = small_stylegan2()
+    with pytest.raises(ScheduleError, match=r"could never move"):
+        check_method(method("ilo", **changes, layers=[0, 1], steps=1, lr=0.1), generator)
+    check_method(method("ilo", **changes, layers=[0, 1], steps=1, lr=0.1, radius_mode="absolute"), generator)
 
 
 def test_spaces_can_t_become_smaller():

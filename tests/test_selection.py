@@ -467,3 +467,7 @@ def test_an_image_that_agrees_within_the_noise_is_left_alone():
         else:
             torch.testing.assert_close(torch.stack(stopped.fits)[:, i], fits[:, i])
     assert ilo(stop="discrepancy").schedule[0].enough is None, "an unknown noise stops nothing"
+    # The noise explains a squared error, whatever else is minimised.
+    more = solve(generator, operator, measurement, method, KEYS, data_fit=lambda p, m: 1 + mean_squared_error(p, m))
+    for a, b in zip(more.solutions, result.solutions, strict=True):
+        torch.testing.assert_close(a.history - 1, b.history, rtol=1e-6, atol=1e-9)

@@ -170,9 +170,9 @@ def test_force_does_it_anew_and_once(checkpoint: Path, pictures: Path, tmp_path:
     assert not (folder_of(tmp_path, "seed-0") / "images" / "stale.png").exists()
     # The same call again, as of a requeued job, goes on instead.
     run = [word for word in command[1:] if not word.startswith(("hydra", "seed"))]
-    assert main([*run, "seed=0", "force=a call", f"hydra.run.dir={folder_of(tmp_path, 'seed-0')}"]) == 0
+    assert main([*run, "seed=0", "force=call 1", f"hydra.run.dir={folder_of(tmp_path, 'seed-0')}"]) == 0
     before = times(tmp_path / folder_of(tmp_path, "seed-0") / "batches")
-    assert main([*run, "seed=0", "force=a call", f"hydra.run.dir={folder_of(tmp_path, 'seed-0')}"]) == 0
+    assert main([*run, "seed=0", "force=call 1", f"hydra.run.dir={folder_of(tmp_path, 'seed-0')}"]) == 0
     assert times(tmp_path / folder_of(tmp_path, "seed-0") / "batches") == before
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import yaml
 
 from ilo_lightning.method import Method
 
@@ -38,6 +41,9 @@ nearest that exists.
 """
 
 
+Comments = dict[int, tuple[int, str]]  # by line, from 0: the column of the #, and what follows it
+
+
 @dataclass
 class Option:
     """A key of a configuration file, as it is written on the command line.
@@ -45,11 +51,13 @@ class Option:
     Args:
         key: dotted.
         value: as in the file; empty for a key that only holds others.
-        meaning: its comment.
+        start: of the key in the file.
+        meaning: its comments.
     """
 
     key: str
     value: str
+    start: yaml.Mark
     meaning: str = ""
 
 
@@ -63,40 +71,108 @@ class Choice:
 
 
 def read(path: Path, prefix: str) -> Choice:
-    """Read a file with its comments. A comment belongs to the key on its line, or, on lines of its own, to the key
-    before; those before the first key are about the file."""
-    choice, parents = Choice(), [(-1, prefix)]
-    for line in path.read_text(encoding="utf-8").splitlines():
-        code, _, comment = line.partition("#") if re.match(r"\s*#", line) else _split_comment(line)
-        comment = comment.strip()
-        if not code.strip():
-            if comment.startswith("@package") or not comment:
-                continue
-            if choice.options:
-                choice.options[-1].meaning += f" {comment}"
-            else:
-                choice.about.append(comment)
-            continue
-        indent = len(code) - len(code.lstrip())
-        if code.strip().startswith("- "):
-            choice.defaults.append(code.strip()[2:] + (f"   # {comment}" if comment else ""))
-            continue
-        key, _, value = (part.strip() for part in code.strip().partition(":"))
-        if key == "defaults":
-            continue
-        while parents[-1][0] >= indent:
-            parents.pop()
-        name = f"{parents[-1][1]}.{key}" if parents[-1][1] else key
-        parents.append((indent, name))
-        if value:
-            choice.options.append(Option(name, value, comment))
+    """Read a file with its comments. A comment belongs to the key or the default on its line. On lines of its own, it
+    belongs to the key right below if it begins in the same column, else to the key before; those above the first key
+    are about the file."""
+    text = path.read_text(encoding="utf-8")
+    root = yaml.compose(text)
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError(f"{path}: not a mapping")
+    comments = _comments(text)
+    choice = Choice()
+    for key, value in root.value:
+        if key.value == "defaults":
+            choice.defaults = [_default(item, text, comments) for item in value.value]
+    choice.options = list(_options([pair for pair in root.value if pair[0].value != "defaults"], prefix, text))
+    first = root.start_mark.line
+    for line, (column, comment) in comments.items():
+        owner = _owner(choice.options, line, comments) if line >= first else None
+        if owner is None:
+            choice.about.append(comment)
+        elif owner.meaning:
+            continued = line - 1 in comments and comments[line - 1][0] == column
+            owner.meaning += f" {comment}" if continued else f". {comment}"
+        else:
+            owner.meaning = comment
     return choice
 
 
-def _split_comment(line: str) -> tuple[str, str, str]:
-    """Code and comment of a line; a # in the middle of a word is none."""
-    code, mark, comment = re.match(r"(.*?)(?:(\s#\s?)(.*))?$", line).groups("")  # pyright: ignore[reportOptionalMemberAccess]
-    return code, mark, comment
+def _comments(text: str) -> Comments:
+    """What YAML's scanner leaves over at the ends of lines."""
+    lines = text.splitlines()
+    ends = [0] * (len(lines) + 1)  # columns where the code ends; a block of text ends in the line after it
+    for token in yaml.scan(text):
+        start, end = token.start_mark, token.end_mark
+        if start.index < end.index:
+            ends[start.line : end.line] = [len(line) for line in lines[start.line : end.line]]
+            ends[end.line] = end.column
+    comments = {}
+    for number, line in enumerate(lines):
+        column = line.find("#", ends[number])
+        comment = line[column + 1 :].strip()
+        if column >= 0 and comment and not comment.startswith("@package"):
+            comments[number] = column, comment
+    return comments
+
+
+def _default(item: yaml.Node, text: str, comments: Comments) -> str:
+    """An item of a defaults list, with the comment on its line, which is taken from the others."""
+    _, comment = comments.pop(item.start_mark.line, (0, ""))
+    written = ", ".join(_pairs(item, text)) if isinstance(item, yaml.MappingNode) else _value(item, text)
+    return f"{written}   # {comment}" if comment else written
+
+
+def _options(pairs: list[tuple[yaml.Node, yaml.Node]], prefix: str, text: str) -> Iterator[Option]:
+    """The keys of a mapping and of those inside it. A mapping on the line of its key is one value."""
+    for key, value in pairs:
+        name = f"{prefix}.{key.value}" if prefix else key.value
+        if isinstance(value, yaml.MappingNode) and value.start_mark.line > key.start_mark.line:
+            yield Option(name, "", key.start_mark)
+            yield from _options(value.value, name, text)
+        else:
+            yield Option(name, _value(value, text), key.start_mark)
+
+
+def _value(node: yaml.Node, text: str) -> str:
+    """A value on one line, its scalars as in the file; of a block of text, the first line."""
+    if isinstance(node, yaml.SequenceNode):
+        return f"[{', '.join(_inside(item, text) for item in node.value)}]"
+    if isinstance(node, yaml.MappingNode):
+        return f"{{{', '.join(_pairs(node, text))}}}"
+    written = text[node.start_mark.index : node.end_mark.index]
+    if _is_block(node):
+        _, first, *others = written.strip().splitlines()
+        return f"{first.strip()} …" if others else first.strip()
+    return " ".join(written.split()) or "null"
+
+
+def _pairs(node: yaml.MappingNode, text: str) -> list[str]:
+    return [f"{_value(key, text)}: {_inside(value, text)}" for key, value in node.value]
+
+
+def _inside(node: yaml.Node, text: str) -> str:
+    """A value inside brackets: text that would end there is quoted."""
+    value = _value(node, text)
+    ends = isinstance(node, yaml.ScalarNode) and node.style is None and re.search(r"[][{},]", value)
+    return json.dumps(value, ensure_ascii=False) if ends or _is_block(node) else value
+
+
+def _is_block(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.style in ("|", ">")
+
+
+def _owner(options: list[Option], line: int, comments: Comments) -> Option | None:
+    """The option to which the comment on a line belongs; None before the first."""
+    starts = {option.start.line: option for option in reversed(options)}
+    if line in starts:
+        return starts[line]
+    below = line + 1
+    while below in comments and below not in starts:
+        below += 1
+    if below in starts and starts[below].start.column == comments[line][0]:
+        return starts[below]
+    before = [option for option in options if option.start.line < line]
+    return before[-1] if before else None
 
 
 def arguments_of(docstring: str) -> Iterator[tuple[str, str]]:
@@ -147,9 +223,15 @@ def _lines(choice: Choice) -> Iterator[str]:
     # What only hands another option on says nothing new.
     handed_on = re.compile(r"\$\{task\.\w+\}")
     skipped = re.compile(r".*_target_|hydra\.help\..*")
-    told = [o for o in choice.options if not skipped.fullmatch(o.key) and not handed_on.fullmatch(o.value)]
+    told = [
+        option
+        for option in choice.options
+        if (option.value or option.meaning)
+        and not skipped.fullmatch(option.key)
+        and not handed_on.fullmatch(option.value)
+    ]
     if told:
-        rows = [f"| `{option.key}` | `{_cell(option.value)}` | {_cell(option.meaning)} |" for option in told]
+        rows = [f"| `{it.key}` | {f'`{_cell(it.value)}`' * bool(it.value)} | {_cell(it.meaning)} |" for it in told]
         yield "\n".join(["| option | default | |", "|---|---|---|", *rows]) + "\n"
 
 

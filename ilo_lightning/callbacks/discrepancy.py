@@ -22,10 +22,10 @@ class Discrepancy(pl.Callback):
 
     @torch.no_grad()
     def on_before_backward(self, trainer: pl.Trainer, pl_module: InverseProblem, loss: Tensor) -> None:
-        enough, fit = pl_module.stage.enough, pl_module.last_fit
+        enough, squares = pl_module.stage.enough, pl_module.last_squares
         self._kept = {}
-        if enough is not None and fit is not None:
-            self._done = fit <= enough
+        if enough is not None and squares is not None:
+            self._done = squares <= enough
             if bool(self._done.any()):
                 self._kept = {name: p.detach().clone() for name, p in pl_module.variables.items() if p.requires_grad}
 

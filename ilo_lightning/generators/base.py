@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -130,13 +131,16 @@ class LayeredGenerator(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next((tensor.device for tensor in self.state_dict().values()), torch.device("cpu"))
+        return next((tensor.device for tensor in self._tensors()), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights, and so of points and images."""
-        floating = (tensor.dtype for tensor in self.state_dict().values() if tensor.is_floating_point())
+        floating = (tensor.dtype for tensor in self._tensors() if tensor.is_floating_point())
         return next(floating, torch.get_default_dtype())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        return chain(self.parameters(), self.buffers())
 
     @abstractmethod
     def sample(self, rngs: Sequence[torch.Generator], space: str | None = None) -> LatentPoint:

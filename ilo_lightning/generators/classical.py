@@ -33,6 +33,7 @@ class Pixels(LayeredGenerator):
     def __init__(self, image_shape: Sequence[int]):
         super().__init__()
         self.image_shape = check_image_shape(image_shape)
+        self.register_buffer("place", torch.empty(0), persistent=False)  # says on which device it is
         self.eval()
 
     def sample(self, rngs: Sequence[torch.Generator], space: str | None = None) -> LatentPoint:

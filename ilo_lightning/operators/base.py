@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..files import write_atomically
 
 if TYPE_CHECKING:
+    from .classifier import Classifier
     from .noise import NoiseModel
 
 
@@ -69,6 +70,11 @@ class ForwardOperator(nn.Module, ABC):
     def weight(self) -> Tensor:
         """How much each entry of y counts, >= 0, broadcastable to ``(1, *output_shape)``."""
         return self._weight
+
+    @property
+    def classifier(self) -> Classifier | None:
+        """The classifier whose probabilities y is; None where y is something else."""
+        return None
 
     @abstractmethod
     def forward(self, image: Tensor) -> Tensor:

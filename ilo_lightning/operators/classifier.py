@@ -131,6 +131,11 @@ class Classifier(ForwardOperator):
             raise ValueError(f"task.target={target}: no class of that name; {f'near: {hint}' if near else 'none near'}")
         return matches[0]
 
+    @property
+    def classifier(self) -> Classifier:
+        """Itself."""
+        return self
+
     def target(self, target: str | int) -> Tensor:
         """The y of an image that is surely of one class: ``(1, K)``."""
         return F.one_hot(torch.tensor([self.index(target)]), self.output_shape[0]).to(self.mean)

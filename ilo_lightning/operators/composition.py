@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from .base import ForwardOperator, LinearOperator, check_image_shape
+
+if TYPE_CHECKING:
+    from .classifier import Classifier
 
 
 def compose(image_shape: Sequence[int], operators: Sequence[Callable[..., ForwardOperator]]) -> ForwardOperator:
@@ -55,6 +59,13 @@ class Composition(ForwardOperator):
         self.affine = all(part.affine for part in parts)
         self.can_hold_out = parts[-1].can_hold_out
         self.straight_through = any(part.straight_through for part in parts)
+
+    @property
+    def classifier(self) -> Classifier | None:
+        """The last operator, where it is one."""
+        last = self.parts[-1]
+        assert isinstance(last, ForwardOperator)
+        return last.classifier
 
     def forward(self, image: Tensor) -> Tensor:
         """y of the last operator."""

@@ -98,8 +98,8 @@ class PoissonNoise(NoiseModel):
         if not operator.keeps_range:
             raise ValueError(
                 f"task.noise=PoissonNoise: what {type(operator).__name__} measures can be negative, and is no number "
-                "of photons; use task/noise=gaussian, or a task whose y are intensities: inpainting, denoising, "
-                "super_resolution with task.kernel=area"
+                "of photons; use task/noise=gaussian, or a task whose y are intensities, such as inpainting, "
+                "denoising, or super_resolution with task.kernel=area"
             )
 
     def forward(self, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:

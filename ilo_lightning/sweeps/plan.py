@@ -109,8 +109,15 @@ def shard_of(overrides: Sequence[str]) -> str | None:
 
 
 def force_of(overrides: Sequence[str]) -> bool:
-    """Whether points are to be done anew."""
-    return (_value("force", overrides) or "false").lower() not in ("false", "null")
+    """Whether points are to be done anew.
+
+    Raises:
+        ValueError: where that is neither true nor false.
+    """
+    value = (_value("force", overrides) or "false").lower()
+    if value not in ("true", "false", "null"):
+        raise ValueError(f"force={value}: expected true or false")
+    return value == "true"
 
 
 def unforced(overrides: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ FOLDER/.lease          while somebody works in it (.lease-2-of-4 on a shard), se
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 import warnings
@@ -106,11 +107,17 @@ def refused(folder: Path, shard: Shard, error: str, overrides: Sequence[str], ex
 
 def force_word(force: object) -> str | None:
     """``force=true`` as a word that a requeued job has again: what was begun with a word is not begun anew by it. None
-    for ``force=false``."""
+    for ``force=false``.
+
+    Raises:
+        ValueError: for anything else but such a word.
+    """
     if force is None or force is False:
         return None
+    if isinstance(force, str) and re.fullmatch(r"(call|job) \d+", force):
+        return force
     if force is not True:
-        return str(force)
+        raise ValueError(f"force={force}: expected true or false")
     return f"job {slurm.job_id()}" if slurm.job_id() else f"{time.time_ns()}"
 
 

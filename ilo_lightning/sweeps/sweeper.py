@@ -105,11 +105,11 @@ class PointSweeper(Sweeper):
         """Plan, launch what is missing, and sum up. Returns the exit code of every point."""
         assert self.config is not None
         folder = Path(str(self.config.hydra.sweep.dir))
+        forced = force_of(arguments)
         plan = self._plan(arguments)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         plan.write(folder)
-        forced = force_of(arguments)
         missing, codes = _sort_out(plan, folder, forced)
         if missing:
             check_logins(self.loggers.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from torchvision.models import get_model
 from ilo_lightning.checks.operators import check_operator
 from ilo_lightning.identity import fingerprint
 from ilo_lightning.losses import TargetFit, cross_entropy
-from ilo_lightning.operators import Classifier, Denoising, Measurement
+from ilo_lightning.operators import Classifier, Denoising, GaussianBlur, Measurement, compose
 from ilo_lightning.operators.classifier_weights import ArrayUnpickler
 
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -44,6 +45,17 @@ def tiny(**options) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         return Classifier((3, 12, 12), Tiny(), **options)
+
+
+def test_a_composition_that_ends_in_a_classifier_has_its_classes():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        seen = compose((3, 12, 12), [partial(GaussianBlur, sigma=1.0), partial(Classifier, network=Tiny())])
+    blur, classifier = seen.parts
+    assert seen.classifier is classifier and compose((3, 12, 12), [partial(GaussianBlur, sigma=1.0)]).classifier is None
+    x = pictures(side=12).float()
+    torch.testing.assert_close(seen(x), classifier(blur(x)))
+    torch.testing.assert_close(seen(x).sum(dim=1), torch.ones(2))
 
 
 def resnet(classes: int = 5, seed: int = 0) -> nn.Module:

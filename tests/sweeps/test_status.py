@@ -216,6 +216,9 @@ def test_the_word_of_a_forced_job(monkeypatch: pytest.MonkeyPatch):
     """A job that is requeued is the same call; another call is not."""
     assert force_word(False) is force_word(None) is None
     assert force_word("call 7") == "call 7"
+    for wrong in ("no", "0", 0, 1, "call"):
+        with pytest.raises(ValueError, match=f"force={wrong}: expected true or false"):
+            force_word(wrong)
     assert force_word(True) != force_word(True)
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     assert force_word(True) == force_word(True) == "job 4711"
