@@ -64,6 +64,10 @@ def test_an_option_that_some_grids_have(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.startswith("error: task.sseed: no such option; did you mean ")
     assert main([*common, "size=small,full"]) == 2
     assert "size=small,full: an experiment has one size" in capsys.readouterr().err
+    assert main([*common, "data.path=nowhere/at/all"]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("error: data.path=nowhere/at/all: no such file or folder (looked at /")
+    assert told.err.count("\n") == 1 and "Launching" not in told.out, "once, and not for each point"
     assert main([*common, "sizes.small.factors=4,16"]) == 2
     assert "sizes.small.factors=4,16: an experiment has one size; give other values" in capsys.readouterr().err
 

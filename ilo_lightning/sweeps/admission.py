@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -97,6 +98,24 @@ def check_given(configs: Sequence[DictConfig]) -> None:
     if lacking:
         remedy = " ".join(f"{key}=…" for key in lacking)
         raise SweepError(f"{', '.join(lacking)}: not given, and no point can do without; add {remedy}")
+
+
+def check_files(configs: Sequence[DictConfig], swept: Collection[str]) -> None:
+    """Refuse a sweep whose points would all look for the same pictures or checkpoint, where nothing is.
+
+    Args:
+        configs: of the points, one of each kind.
+        swept: keys whose values differ.
+    """
+    for key in ("data.path", "generator.checkpoint"):
+        try:
+            values = {OmegaConf.select(config, key) for config in configs} if key not in swept else set()
+        except OmegaConfBaseException:
+            continue  # a job says what is wrong with it
+        if len(values) == 1 and isinstance(value := values.pop(), str) and "://" not in value:
+            path = Path(value).expanduser()
+            if not set(value) & set("*?[") and not path.exists():
+                raise SweepError(f"{key}={value}: no such file or folder (looked at {path.absolute()})")
 
 
 def _missing(tree: Any, prefix: str = "") -> Iterator[str]:

@@ -34,7 +34,16 @@ from ..errors import titled
 from ..exit_codes import CRASHED, DONE, REFUSED, SOME_FAILED, of_many
 from ..identity import is_below
 from . import status
-from .admission import SweepError, check_experiment, check_given, check_logins, has, unknown_parameter, unset_variable
+from .admission import (
+    SweepError,
+    check_experiment,
+    check_files,
+    check_given,
+    check_logins,
+    has,
+    unknown_parameter,
+    unset_variable,
+)
 from .inputs import stamp_of
 from .lease import Holder, clock_ahead
 from .plan import (
@@ -193,6 +202,8 @@ class PointSweeper(Sweeper):
             point = Point(name, str(shard), tuple(combination))
             points.setdefault(point, point)
         check_given([*kinds.values()])
+        if not self._is_slurm:  # whose nodes may have other files
+            check_files([*kinds.values()], keys)
         if len(points) < len(combinations):
             print(f"{len(combinations)} combinations are {len(points)} different points", flush=True)
         kept = [o for o in master.hydra.overrides.hydra if key_of(o) not in ("hydra.mode", "hydra.sweep.dir")]
@@ -221,10 +232,14 @@ class PointSweeper(Sweeper):
                 configs = [config for config, it in zip(configs, having, strict=True) if it]
         return grids
 
+    @property
+    def _is_slurm(self) -> bool:
+        assert self.config is not None
+        return "slurm" in str(self.config.hydra.launcher.get("_target_", "")).lower()
+
     def _launch(self, points: Sequence[Point], folder: Path, start: int) -> dict[Point, int]:
         """Launch points; where the launcher itself fails, wait for what goes on without it, or launch the rest."""
         assert self.launcher is not None and self.config is not None
-        is_slurm = "slurm" in str(self.config.hydra.launcher.get("_target_", "")).lower()
         codes: dict[Point, int] = {}
         tries: Counter[Point] = Counter()
         rounds = [list(points)]
@@ -242,7 +257,7 @@ class PointSweeper(Sweeper):
                     value = returned._return_value
                     codes[point] = value if returned.status == JobStatus.COMPLETED and value is not None else CRASHED
                 continue
-            if is_slurm:
+            if self._is_slurm:
                 submitted = _jobs(folder) - known
                 if not submitted:
                     raise SweepError(_submission_refused(problem)) from problem
