@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 
 from .allocation import reuse_memory
@@ -48,6 +49,18 @@ def _measure(config: DictConfig) -> int:
     return _run(measure_job, config)
 
 
+def _flags_first(words: Sequence[str]) -> list[str]:
+    """Hydra's own parser takes overrides in one piece only, before or after the flags."""
+    parser, flags = get_args_parser(), []
+    given, unknown = parser.parse_known_intermixed_args(words)
+    for action in parser._actions:
+        value = getattr(given, action.dest, None)
+        if action.option_strings and value not in (None, False):
+            name = action.option_strings[0]
+            flags.append(name if value is True else f"{name}={value}")
+    return [*flags, *unknown, *given.overrides]
+
+
 def main(arguments: Sequence[str] | None = None, program: str | None = None, task: Callable[[], None] = _solve) -> int:
     """Run Hydra on ``arguments`` (the process's own unless given). Returns the exit code: 0 done, 1 crashed, 2
     refused before work, 3 some images failed, 130 or 143 interrupted; of a multirun see ``exit_codes.of_many``."""
@@ -59,6 +72,14 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None, tas
     sweeper.register()
     sweeper.PointSweeper.exit_code = sweeper.PointSweeper.folder = None
     try:
+        overrides = _flags_first(overrides)
+        sys.argv[1:] = overrides
+        if any(word.startswith(("+", "baseline")) for word in overrides):
+            from .refusal import unread
+
+            if problem := unread(overrides):
+                print(f"error: {problem}", file=sys.stderr)
+                return REFUSED
         task()
     except SystemExit as exit:
         if exit.code not in (None, 0):
@@ -70,15 +91,17 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None, tas
             raise
         print(f"interrupted; `ilo status {folder}` says what is done, or goes on", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # nobody reads what is printed: no fault of a folder's; see ``cli``
+        raise
     except Exception as error:
         if _exit_codes:
             traceback.print_exc()
             return CRASHED
-        from .refusal import CONFIGURATION_ERRORS, explain
+        from .refusal import EXPLAINED, explain
 
         if isinstance(error, sweeper.SweepError):
             print(f"error: {error}", file=sys.stderr)
-        elif isinstance(error, (*CONFIGURATION_ERRORS, ValueError)):  # a ValueError for a group set to null, say
+        elif isinstance(error, EXPLAINED):
             print(f"error: {explain(error, overrides)}", file=sys.stderr)
         elif isinstance(error, OSError):  # no folder, or nothing can be written there
             field = "hydra.sweep.dir" if sweeper.PointSweeper.folder else "hydra.run.dir"

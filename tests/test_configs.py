@@ -83,13 +83,9 @@ SWEEPS = [path.stem for path in sorted((CONF / "experiment").glob("sweep_*.yaml"
 @pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
 def test_experiments_say_how_to_run_them(path: Path):
     # Hydra reads `# @package` from the first line only.
-    sweep = "-m " if path.stem.startswith("sweep_") else ""
     first, second = path.read_text().splitlines()[:2]
     assert first == "# @package _global_"
-    assert (
-        second.partition(" data.path")[0].partition(" generator.")[0]
-        == f"# python run.py {sweep}experiment={path.stem}"
-    )
+    assert second.partition(" data.path")[0].partition(" generator.")[0] == f"# python run.py experiment={path.stem}"
 
 
 @pytest.mark.parametrize(
