@@ -54,9 +54,11 @@ def check_trainer(arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"trainer.precision={arguments['precision']}: expected one of {', '.join(PRECISIONS)}")
     with _quiet_lightning():
         try:
-            _new_trainer(arguments, max_epochs=1, logger=False, enable_checkpointing=False)
+            trainer = _new_trainer(arguments, max_epochs=1, logger=False, enable_checkpointing=False)
         except Exception as error:  # whatever Lightning and its accelerators raise
             raise ValueError(f"trainer={dict(arguments)}: {error}") from error
+    if str(arguments.get("precision")) == "16-mixed" and trainer.strategy.root_device.type == "cpu":
+        raise ValueError("trainer.precision=16-mixed: needs a GPU; on a CPU use trainer.precision=bf16-mixed or 32-true")
 
 
 def _new_trainer(arguments: Mapping[str, Any], **more: Any) -> pl.Trainer:

@@ -248,6 +248,7 @@ def test_a_stopped_process_goes_on_where_it_was(
         (["seed=abc"], "seed=abc"),
         (["checkpoint_every_seconds=-1"], "checkpoint_every_seconds=-1"),
         (["trainer.precision=99"], "trainer"),
+        (["trainer.precision=16-mixed"], "trainer.precision=16-mixed: needs a GPU"),
         (["method.colour=red"], "colour"),
         (["task.noise=null"], "task.noise=None"),
         (["task.operator=null"], "task.operator=None"),
