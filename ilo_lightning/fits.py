@@ -52,22 +52,28 @@ def check_trainer(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"trainer.{name}={value}: can't be set; expected {', '.join(TRAINER_ARGUMENTS)}")
     if str(arguments.get("precision", PRECISIONS[0])) not in PRECISIONS:
         raise ValueError(f"trainer.precision={arguments['precision']}: expected one of {', '.join(PRECISIONS)}")
+    if str(arguments.get("precision")) == "16-mixed" and _accelerator(arguments) == "cpu":
+        raise ValueError("trainer.precision=16-mixed: needs a GPU; on a CPU use bf16-mixed or 32-true")
     with _quiet_lightning():
         try:
-            trainer = _new_trainer(arguments, max_epochs=1, logger=False, enable_checkpointing=False)
+            _new_trainer(arguments, max_epochs=1, logger=False, enable_checkpointing=False)
         except Exception as error:  # whatever Lightning and its accelerators raise
             raise ValueError(f"trainer={dict(arguments)}: {error}") from error
-    if str(arguments.get("precision")) == "16-mixed" and trainer.strategy.root_device.type == "cpu":
-        raise ValueError("trainer.precision=16-mixed: needs a GPU; on a CPU use trainer.precision=bf16-mixed or 32-true")
+
+
+def _accelerator(arguments: Mapping[str, Any]) -> Any:
+    """As given, or a GPU where there is one: Lightning's own choice includes MPS, which has no float64 for the
+    projections."""
+    accelerator = arguments.get("accelerator", "auto")
+    if accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return accelerator
 
 
 def _new_trainer(arguments: Mapping[str, Any], **more: Any) -> pl.Trainer:
     """A Trainer whose epochs are the stages of one batch."""
-    accelerator = arguments.get("accelerator", "auto")
-    if accelerator == "auto":  # Lightning's own choice includes MPS, which has no float64 for the projections
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     return pl.Trainer(
-        **{**arguments, "accelerator": accelerator},
+        **{**arguments, "accelerator": _accelerator(arguments)},
         devices=1,  # parallelism is over jobs and within the batch
         reload_dataloaders_every_n_epochs=1,
         enable_progress_bar=False,

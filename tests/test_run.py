@@ -241,10 +241,10 @@ def test_a_stopped_process_goes_on_where_it_was(
         (["method.free=[latent,skin]"], "unknown variable 'skin'"),
         (["method@baseline=ilo", "baseline.layers=[0,1,2]", "baseline.steps=1", "baseline.lr=0.1"], "same name"),
         (
-            ["method@baseline=csgm", "baseline.layers=[0,9]", "baseline.steps=1"],
+            ["method@baseline=csgm", "baseline.layers=[0,9]", "baseline.steps=1", "baseline.lr=1"],
             "use baseline.layers=[0] ",
         ),
-        (["method@baseline=csgm", "baseline.space=pixels"], "such as method@baseline=ilo"),
+        (["method@baseline=csgm", "baseline.space=x"], "such as method@baseline=ilo"),
         (["seed=abc"], "seed=abc"),
         (["checkpoint_every_seconds=-1"], "checkpoint_every_seconds=-1"),
         (["trainer.precision=99"], "trainer"),
