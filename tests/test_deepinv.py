@@ -278,7 +278,7 @@ def test_a_linear_physics_of_intensities_is_affine():
     torch.testing.assert_close(operator(mean), torch.einsum("b,bm->m", shares.to(x), operator(x))[None])
     assert not from_deepinv(OTHERS["RandomPhaseRetrieval"](), SHAPE, intensities=True).affine
     method = load_method("ilo", steps=[2, 1], lr=0.1, refit_steps=2, candidates=[0.1, 0.5])
-    assert how(method, operator) == "stacking"
+    assert how(method, operator, generator) == "stacking"
     y = physics((x[:2] + 1) / 2)
     found = reconstructor(generator, method)(y, physics)
     assert found.shape == x[:2].shape and bool(found.isfinite().all())

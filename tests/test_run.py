@@ -202,7 +202,12 @@ def uninterrupted(checkpoint: Path, pictures: Path, tmp_path_factory: pytest.Tem
 
 @pytest.mark.parametrize(
     ("kill", "part"),
-    [(signal.SIGINT, "-search"), (signal.SIGTERM, ""), (signal.SIGKILL, "-search"), (signal.SIGKILL, "")],
+    [
+        pytest.param(signal.SIGINT, "-search", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "", marks=pytest.mark.slow),
+        (signal.SIGKILL, "-search"),
+        pytest.param(signal.SIGKILL, "", marks=pytest.mark.slow),
+    ],
     ids=["SIGINT", "SIGTERM in the refit", "SIGKILL", "SIGKILL in the refit"],
 )
 def test_a_stopped_process_goes_on_where_it_was(

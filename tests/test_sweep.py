@@ -73,6 +73,7 @@ def test_a_sweep_has_the_same_folder_again(checkpoint: Path, pictures: Path, tmp
     assert len(list(folder.glob("*/results.jsonl"))) == 1
 
 
+@pytest.mark.slow
 def test_one_failed_point_never_takes_the_sweep_down(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
     """Refused, crashed, with a corrupt image: recorded, with the command that does it again; the rest is done."""
     shutil.copytree(pictures, tmp_path / "pictures")
@@ -129,6 +130,7 @@ def test_a_sweep_of_which_every_point_is_refused(checkpoint: Path, pictures: Pat
     assert "radius: -1" in (folder_of(tmp_path, "method.radius--1") / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_shards_merge_as_if_there_had_been_one(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
     common = [*sweep(checkpoint, pictures), "data.limit=null", "task=denoising"]
     assert main([*common, f"hydra.sweep.dir={tmp_path / 'whole'}"]) == 0
@@ -176,6 +178,7 @@ def test_force_does_it_anew_and_once(checkpoint: Path, pictures: Path, tmp_path:
     assert times(tmp_path / folder_of(tmp_path, "seed-0") / "batches") == before
 
 
+@pytest.mark.slow
 def test_points_of_another_version_are_not_mixed_in(checkpoint: Path, pictures: Path, tmp_path: Path, capsys):
     command = sweep(checkpoint, pictures, f"hydra.sweep.dir={tmp_path}", "seed=0,1")
     assert main(command) == 0
