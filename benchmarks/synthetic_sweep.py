@@ -195,7 +195,7 @@ def _config(fraction: float, sigma: float, radius: float, seed: int, baseline: b
 
 def _method(name: str, layers: list[int], radius: float | None) -> dict[str, Any]:
     return {
-        "_target_": "ilo_lightning.method.Method.from_config",
+        "_target_": "ilo_lightning.method_config.method_from_config",
         "name": name,
         "space": None,
         "start": "random",

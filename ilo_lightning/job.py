@@ -30,7 +30,8 @@ from .generators.base import LayeredGenerator
 from .interrupt import Interrupted, StopRequest, Taken, listen
 from .loggers import RunInfo, RunLog
 from .losses import PerceptualError, PerceptualFit, PerceptualNet, TargetFit
-from .method import AUTO, Method
+from .method import Method
+from .method_config import AUTO
 from .observations import MODES, Measured, Observations, Requested, Simulated
 from .operators import Classifier, ForwardOperator
 from .operators.noise import NoiseModel
@@ -252,7 +253,7 @@ def load_method(name: str = "ilo", *, depth: int | None = None, **fields: Any) -
             section = compose("config", overrides=[f"method={name}"]).method
             for field, value in {"noise_level": None, **fields}.items():
                 if field not in section:
-                    raise RunError(f"method.{field}={value}: no such field, see Method.from_config")
+                    raise RunError(f"method.{field}={value}: no such field, see method_from_config")
                 try:
                     OmegaConf.update(section, field, value, merge=True)
                 except OmegaConfBaseException as error:

@@ -20,6 +20,7 @@ from ilo_lightning.deepinv import from_deepinv, reconstructor  # noqa: E402
 from ilo_lightning.job import load_method  # noqa: E402
 from ilo_lightning.main import main  # noqa: E402
 from ilo_lightning.method import Method  # noqa: E402
+from ilo_lightning.method_config import method_from_config  # noqa: E402
 from ilo_lightning.operators import ForwardOperator, GaussianNoise, Inpainting, LinearOperator, measure  # noqa: E402
 from ilo_lightning.rehearsal import rehearse_operator  # noqa: E402
 from ilo_lightning.selection import how  # noqa: E402
@@ -246,7 +247,7 @@ def test_the_documented_task_keeps_its_promises(myconf: Path, capfd):
 
 
 def csgm(steps: int = 30) -> Method:
-    return Method.from_config("csgm", layers=[0], steps=[steps], lr=[0.1], free=["latent"], spheres=["latent"])
+    return method_from_config("csgm", layers=[0], steps=[steps], lr=[0.1], free=["latent"], spheres=["latent"])
 
 
 def test_the_reconstructor_reconstructs():

@@ -22,6 +22,7 @@ from ilo_lightning.job import load_method
 from ilo_lightning.losses import mean_squared_error
 from ilo_lightning.losses.penalties import PENALTIES, PenaltyError, geocross
 from ilo_lightning.method import Method
+from ilo_lightning.method_config import method_from_config
 from ilo_lightning.operators import GaussianNoise, Inpainting, measure
 from ilo_lightning.optimizers import NormalizedDescent
 from ilo_lightning.randomness import generator_for
@@ -53,7 +54,7 @@ def method(name: str, **changes: Any) -> Method:
         key: float(str(v).rpartition(",")[2].rstrip("}")) for key, v in fits if not isinstance(v, list)
     }
     fields["radii"] = {key: fields["radius"] if str(v).startswith("${") else v for key, v in fields["radii"].items()}
-    return Method.from_config(**{**fields, **changes})
+    return method_from_config(**{**fields, **changes})
 
 
 SHORT = {

@@ -12,6 +12,7 @@ from benchmarks.bare_loop import bare_loop
 from ilo_lightning.generators.base import variable_of
 from ilo_lightning.losses import mean_squared_error
 from ilo_lightning.method import Method
+from ilo_lightning.method_config import method_from_config
 from ilo_lightning.operators import GaussianNoise, Inpainting, Measurement, PartialCirculant, measure
 from ilo_lightning.schedule import ScheduleError
 from ilo_lightning.solve import SolveError, solve
@@ -33,7 +34,7 @@ def ilo(**changes) -> Method:
         "radii": {"rgb": 0.02, "noise": [None, 0.5, 0.1]},
         "spheres": ["latent"],
     }
-    return Method.from_config(**{**fields, **changes})
+    return method_from_config(**{**fields, **changes})
 
 
 def problem(images: int = 3, dtype: torch.dtype = torch.float64):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from ilo_lightning.method import Method
+from ilo_lightning.method_config import method_from_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF, DOC = ROOT / "conf", ROOT / "docs" / "configuration.md"
@@ -198,9 +198,9 @@ def document() -> str:
     for group in groups():
         parts.append(f"## {group}\n")
         if group == "method":
-            docstring = inspect.cleandoc(Method.from_config.__doc__ or "")
+            docstring = inspect.cleandoc(method_from_config.__doc__ or "")
             parts.append(_markdown(docstring.split("\n\n")[1].replace("\n", " ")) + "\n")
-            types = {name: str(it.annotation) for name, it in inspect.signature(Method.from_config).parameters.items()}
+            types = {name: str(it.annotation) for name, it in inspect.signature(method_from_config).parameters.items()}
             rows = [
                 f"| `method.{name}` | `{_cell(types[name])}` | {_cell(meaning)} |"
                 for name, meaning in arguments_of(docstring)

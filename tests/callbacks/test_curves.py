@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
 
-from ilo_lightning.method import Method
+from ilo_lightning.method_config import method_from_config
 from ilo_lightning.operators import Denoising, GaussianNoise, measure
 from ilo_lightning.problem import InverseProblem
 from ilo_lightning.solve import solve
@@ -50,7 +50,7 @@ def test_distances_are_those_of_the_projected_points(radius: float):
     operator, rngs = Denoising(generator.image_shape), [torch.Generator().manual_seed(i) for i in range(3)]
     truth = torch.rand(3, *generator.image_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9)) - 0.5
     measurement = measure(operator, GaussianNoise(0.0), truth, rngs)
-    method = Method.from_config(
+    method = method_from_config(
         name="ilo", layers=[0, 1], steps=[4, 8], lr=0.1, free=["latent", "activation"], radius=radius
     )
     memory, watch = Memory(), Watch()

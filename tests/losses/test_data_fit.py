@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ilo_lightning.losses import DeadZone, WeightedFit, mean_squared_error
-from ilo_lightning.method import Method
+from ilo_lightning.method_config import method_from_config
 from ilo_lightning.operators import Measurement
 from ilo_lightning.schedule import ScheduleError
 
@@ -65,4 +65,4 @@ def test_a_weighted_fit_is_the_sum_of_its_terms(measurement: Measurement):
 )
 def test_weights_that_are_refused(fields: dict, words: str):
     with pytest.raises(ScheduleError, match=words):
-        Method.from_config(name="m", layers=[0], steps=1, lr=0.1, free=["latent"], **fields)
+        method_from_config(name="m", layers=[0], steps=1, lr=0.1, free=["latent"], **fields)

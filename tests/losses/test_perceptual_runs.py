@@ -17,6 +17,7 @@ from ilo_lightning.generators.checkpoints import load_generator
 from ilo_lightning.job import judges_of
 from ilo_lightning.losses import NETS, PerceptualNet
 from ilo_lightning.main import main, measure
+from ilo_lightning.method_config import method_from_config
 from ilo_lightning.report import command
 from ilo_lightning.solution import Solution
 from tests.test_run import rows_of
@@ -108,7 +109,6 @@ def test_a_trunk_of_one_s_own_by_its_path(tmp_path: Path):
 def test_a_batch_gives_what_each_image_alone_gives():
     """In float64, over a whole schedule, with all three terms and a hole."""
     from ilo_lightning.losses import DeadZone, PerceptualFit, WeightedFit, mean_squared_error
-    from ilo_lightning.method import Method
     from ilo_lightning.operators import GaussianNoise, Inpainting
     from ilo_lightning.operators import measure as observe
     from ilo_lightning.solve import solve
@@ -118,7 +118,7 @@ def test_a_batch_gives_what_each_image_alone_gives():
     truth = generator(generator.sample(rngs(1, 2, 3), "z"))
     operator = Inpainting(generator.image_shape)
     measurement = observe(operator, GaussianNoise(0.05), truth, rngs(0, 1, 2))
-    method = Method.from_config(name="m", layers=[0, 1], steps=[4, 4], lr=0.05, free=["latent", "activation"])
+    method = method_from_config(name="m", layers=[0, 1], steps=[4, 4], lr=0.05, free=["latent", "activation"])
     terms = {
         "mse": mean_squared_error,
         "dead_zone": DeadZone(0.1),
