@@ -107,8 +107,8 @@ def solve(
         loggers: Lightning loggers that get what ``callbacks.Curves`` tells, every ``log_every`` steps.
         display: where progress is shown.
         info: JSON values to store with every solution.
-        at_once: images that the generator makes at a time, of the copies of all images; less memory for a third more
-            time. None: all.
+        at_once: images that the generator makes at a time, of the copies of all images; less memory for half as much
+            time again. None: all.
 
     Returns:
         Solutions in the order of ``keys``, and what each stage ended with. Where the data fit of an image left the

@@ -234,6 +234,7 @@ def test_a_stopped_process_goes_on_where_it_was(
     [
         (["data.path=/nowhere"], "data.path=/nowhere"),
         (["data.batch_size=0"], "data.batch_size=0"),
+        (["data.decode_batch_size=0"], "data.decode_batch_size=0: expected a whole number, at least 1, or null"),
         (["data.limit=0"], "data.limit=0"),
         (["generator.checkpoint=/nowhere.pt"], "generator.checkpoint=/nowhere.pt: no such file"),
         (["task.fraction=1.5"], "task.fraction=1.5"),
