@@ -29,7 +29,7 @@ from .files import write_atomically
 from .generators.base import LayeredGenerator
 from .interrupt import Interrupted, StopRequest, Taken, listen
 from .loggers import RunInfo, RunLog
-from .losses import PerceptualError, PerceptualFit, PerceptualNet, TargetFit
+from .losses import NETS, PerceptualError, PerceptualFit, PerceptualNet, TargetFit
 from .method import Method
 from .method_config import AUTO
 from .observations import MODES, Measured, Observations, Requested, Simulated
@@ -271,6 +271,7 @@ def judges_of(config: DictConfig) -> list[PerceptualNet]:
     second network where the loss has the first. One that is the loss's too is read from the same file.
 
     Raises:
+        RunError: if there is none of a name.
         PerceptualError: naming the field, its value and the remedy.
     """
     section = config.get("metrics", {})
@@ -291,6 +292,9 @@ def judges_of(config: DictConfig) -> list[PerceptualNet]:
         except PerceptualError as error:
             print(f"metrics.perceptual=auto: no perceptual distance is reported ({error})", file=sys.stderr)
             return []
+    for name in names:
+        if name not in (*NETS, "none"):
+            raise RunError(f"metrics.perceptual={name}: expected auto alone, none, or some of {', '.join(NETS)}")
     return [opened(name) for name in dict.fromkeys(names) if name != "none"]
 
 

@@ -136,6 +136,11 @@ def other_checkpoint(path: Path) -> Path:
 Case = tuple[Callable[[Path], Sequence[str]], int, str | None]
 CASES: dict[str, Case] = {
     "missing file": (lambda f: [f"data.path={f / 'no.png'}"], 2, r"data\.path=.*no\.png: no such file or folder"),
+    "list of pictures as a path": (
+        lambda f: ["data.path=[a.png,b.png]"],
+        2,
+        r"data\.path=\['a\.png', .*: name one picture, ",
+    ),
     "empty folder": (lambda f: [f"data.path={made(f / 'empty')}"], 2, "the folder holds no pictures"),
     "not an image": (lambda f: [f"data.path={text(f / 'x.png', 'hello')}"], 2, r"x\.png: not an image"),
     "truncated image": (lambda f: [f"data.path={truncated(f / 'x.png')}"], 2, r"x\.png: can't be read .*truncated"),
@@ -347,7 +352,7 @@ CASES: dict[str, Case] = {
     "unknown network as a metric": (
         lambda f: ["metrics.perceptual=[vgg]"],
         2,
-        r"metrics\.perceptual=vgg: expected none or one of lpips_alex, ",
+        r"metrics\.perceptual=vgg: expected auto alone, none, or some of lpips_alex, ",
     ),
     "optimised network as the only perceptual metric": (
         lambda f: [

@@ -163,8 +163,8 @@ def list_files(path: str | Path, further: Sequence[str] = ()) -> list[Path]:
     Raises:
         DataError: if there is none.
     """
-    if path is None or str(path) == "":
-        raise DataError(f"data.path={path}: name a picture, a folder of pictures, a glob or an .npz file")
+    if not isinstance(path, str | Path) or str(path) == "":
+        raise DataError(f"data.path={path}: name one picture, folder of pictures, glob or .npz file")
     located = _locate(path)
     if located.is_file():
         return [located]
