@@ -169,7 +169,8 @@ def _titles(titles: Sequence[str]) -> list[str]:
 
 
 def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
-    """By label: a colour per method, and per variant of it a shade, a line and a marker."""
+    """By label: a colour per method, and per variant of it a shade, a line and a marker. Where there are more methods
+    than colours, those that share one differ in line and marker."""
     curves = list({curve.label: curve for curve in curves}.values())
     methods = list(dict.fromkeys(curve.method for curve in curves))
     labels = {method: [curve.label for curve in curves if curve.method == method] for method in methods}
@@ -177,10 +178,11 @@ def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
     for curve in curves:
         variants = labels[curve.method]
         variant = variants.index(curve.label)
+        again, colour = divmod(methods.index(curve.method), len(COLOURS))
         styles[curve.label] = {
-            "color": _lighter(COLOURS[methods.index(curve.method) % len(COLOURS)], 0.55 * variant / len(variants)),
-            "linestyle": LINES[variant % len(LINES)],
-            "marker": MARKERS[(methods.index(curve.method) + variant) % len(MARKERS)],
+            "color": _lighter(COLOURS[colour], 0.55 * variant / len(variants)),
+            "linestyle": LINES[(variant + again) % len(LINES)],
+            "marker": MARKERS[(colour + variant + again) % len(MARKERS)],
             "markersize": 4,
             "linewidth": 1.4,
         }

@@ -12,8 +12,8 @@ from PIL import Image
 
 from benchmarks.synthetic_sweep import Sweep
 from ilo_lightning.report.collect import collect
-from ilo_lightning.report.plots import PANELS, Plot, draw, plots, rendered
-from ilo_lightning.report.summary import Summary, summarise
+from ilo_lightning.report.plots import CURVES, PANELS, Curve, Plot, draw, plots, rendered
+from ilo_lightning.report.summary import Mean, Summary, summarise
 
 
 @pytest.fixture
@@ -65,6 +65,15 @@ def test_the_figure_shows_the_curves_and_their_bands(summary: Summary):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         curve.label for curve in next(iter(plot.panels.values()))
     ]
+
+
+def test_no_two_methods_look_alike_however_many_there_are():
+    names = [f"method {n}" for n in range(CURVES)]
+    curves = [Curve(name, name, [(0.1, Mean(1.0, None)), (0.5, Mean(2.0, None))]) for name in names]
+    figure = draw(Plot("psnr-against-x", "psnr", "task.fraction", "x", {"": curves}))
+    lines = figure.axes[0].lines[: len(names)]
+    assert len({(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}) == len(names)
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(names)  # the legend's line alone
 
 
 def test_what_has_no_radius_is_a_level_line_in_the_plot_against_it(summary: Summary):
