@@ -1,14 +1,16 @@
-"""Whether a deficit is below a margin in each of several cells at once: Holm's procedure, with bounds that agree.
+"""Whether deficits are below a margin in each of several cells at once: Holm's procedure, with bounds that agree.
 
-In cell i of m, n images have paired differences with mean d, standard error s and unknown true mean μ. The null
-hypothesis H_i: μ_i ≥ margin ("the deficit is not below the margin") is tested by Student's t on n - 1 degrees of
-freedom: p_i = P(T ≤ (d - margin) / s).
+In cell i of m, n images have paired differences to each of several others, with mean d, standard error s and unknown
+true mean μ. The null hypothesis H_i: max μ ≥ margin ("the deficit to one of them is not below the margin") is tested by
+Student's t on n - 1 degrees of freedom to each, p = P(T ≤ (d - margin) / s), and the largest of these is p_i: the
+intersection-union test (Berger, Technometrics 24, 1982), of the cell's own level however many others there are.
 
 Holm (1979): with p_(1) ≤ … ≤ p_(m), reject H_(1), H_(2), … as long as p_(j) ≤ level / (m - j + 1), and stop at the
 first that isn't. The probability of any wrong rejection is at most ``level``, however the cells depend on each other.
 
 The upper bounds are those of Strassburger and Bretz (Statistics in Medicine 27, 2008) and Guilbaud (Biometrical Journal
-50, 2008), which invert this procedure. With u_i(a) = d + t_{1-a, n-1}·s, and r hypotheses retained:
+50, 2008), which invert this procedure. With u_i(a) the largest of d + t_{1-a, n-1}·s in cell i, and r
+hypotheses retained:
 
 - r > 0: a retained cell has the bound u_i(level / r), which is above the margin; a rejected cell has the margin itself.
 - r = 0: every cell has min(margin, u_i(level / m)).
@@ -25,6 +27,9 @@ from collections.abc import Sequence
 
 from scipy.stats import t as student
 
+Cell = Sequence[Sequence[float]]
+"""Paired differences to each of the others."""
+
 
 def p_value(differences: Sequence[float], margin: float) -> float:
     """Of the hypothesis that the mean difference is at least ``margin``; at least two differences."""
@@ -40,6 +45,16 @@ def upper_bound(differences: Sequence[float], level: float) -> float:
     return statistics.fmean(differences) + quantile * _standard_error(differences)
 
 
+def cell_p_value(cell: Cell, margin: float) -> float:
+    """Of the hypothesis that one of the mean differences is at least ``margin``."""
+    return max(p_value(differences, margin) for differences in cell)
+
+
+def cell_upper_bound(cell: Cell, level: float) -> float:
+    """One-sided ``1 - level`` upper bound on the largest mean difference, of this cell alone."""
+    return max(upper_bound(differences, level) for differences in cell)
+
+
 def holm_adjusted(p: Sequence[float]) -> list[float]:
     """The least level at which Holm's procedure rejects each hypothesis."""
     adjusted, largest = [0.0] * len(p), 0.0
@@ -49,14 +64,16 @@ def holm_adjusted(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def simultaneous_upper_bounds(cells: Sequence[Sequence[float]], margin: float, level: float = 0.05) -> list[float]:
-    """Upper bounds on the mean of each cell that hold together and agree with Holm's procedure; see this module."""
-    adjusted = holm_adjusted([p_value(cell, margin) for cell in cells])
+def simultaneous_upper_bounds(cells: Sequence[Cell], margin: float, level: float = 0.05) -> list[float]:
+    """Upper bounds on the largest mean of each cell that hold together and agree with Holm's procedure; see this
+    module."""
+    adjusted = holm_adjusted([cell_p_value(cell, margin) for cell in cells])
     retained = sum(p > level for p in adjusted)
     if not retained:
-        return [min(margin, upper_bound(cell, level / len(cells))) for cell in cells]
+        return [min(margin, cell_upper_bound(cell, level / len(cells))) for cell in cells]
     return [
-        upper_bound(cell, level / retained) if p > level else margin for cell, p in zip(cells, adjusted, strict=True)
+        cell_upper_bound(cell, level / retained) if p > level else margin
+        for cell, p in zip(cells, adjusted, strict=True)
     ]
 
 

@@ -18,15 +18,17 @@ Rows per case ``<task>/<level>``:
 - ``psnr_<method>``: mean over images; ``psnr_ilo_fixed@0.1``: the paper's single path with that radius.
 - ``auto_minus_best_baseline_db``: mean paired difference to that of the three which has the best mean in this cell.
   It is chosen on the same images, which favours it. ``images_…`` says on how many.
-- ``auto_deficit_upper_bound_db``: one-sided 95 % upper bound on the mean of best - automatic, holding for all cells
-  together and at most 0.2 just where Holm's procedure, over the cells of this table, rejects "the deficit is 0.2 dB or
-  more": see noninferiority.py. ``auto_deficit_p_holm`` is the adjusted p-value of that test.
+- ``auto_deficit_upper_bound_db``: one-sided 95 % upper bound on the largest of the three mean deficits, holding for all
+  cells together and at most 0.2 just where Holm's procedure, over the cells of this table, rejects "the deficit to one
+  of the three is 0.2 dB or more": see noninferiority.py. ``auto_deficit_p_holm`` is the adjusted p-value of that test.
 - ``auto_minus_oracle_radius_db``: mean paired difference to the fixed radius whose mean is best in this cell, which
   only the truth can tell; ``oracle_radius`` is that radius.
 
 Case ``screen`` has the baselines' means on ``--screen``, ``screen/<task>/<level>`` those of a cell, case ``all`` the
-averages over the table's cells. With all cells in it, the table is judged: deficits of at most 0.2 dB, an average of at
-least 0, and at most 0.3 dB to the oracle's radius.
+averages over the table's cells. A comparison that is there in all cells is judged: deficits of at most 0.2 dB, and an
+average of at least 0; at most 0.3 dB to the oracle's radius.
+
+Results are kept in ``screen/`` and, of each set, in a folder of the cache with the set's own name.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from statistics import fmean
 
 from cache import computed_once, parts, stored
 from common import Limit, Row, decoded, observed, publish, row, setting_of, solutions_of, truth_of
-from noninferiority import holm_adjusted, p_value, simultaneous_upper_bounds
+from noninferiority import cell_p_value, holm_adjusted, simultaneous_upper_bounds
 
 from ilo_lightning import metrics
 from ilo_lightning.setting import Setting
@@ -71,11 +73,14 @@ CELLS = {
     for level in levels
 }
 
-LIMITS = [
-    Limit("auto_deficit_upper_bound_db", MARGIN_DB),
-    Limit("auto_minus_best_baseline_db", least=0.0, case="all"),
-    Limit("auto_minus_oracle_radius_db", least=-ORACLE_DB),
-]
+LIMITS = {
+    "auto_minus_best_baseline_db": [
+        Limit("auto_deficit_upper_bound_db", MARGIN_DB),
+        Limit("auto_minus_best_baseline_db", least=0.0, case="all"),
+    ],
+    "auto_minus_oracle_radius_db": [Limit("auto_minus_oracle_radius_db", least=-ORACLE_DB)],
+}
+"""Of each comparison; it is judged when it was made in all cells."""
 
 Psnrs = dict[str, dict[str, list[float]]]
 """Per cell and method, the PSNR of every image in dB."""
@@ -174,11 +179,13 @@ def table(sets: Sequence[Psnrs], baselines: Sequence[str]) -> list[Row]:
     rows: list[Row] = []
     cells = [cell for cell in CELLS if any(cell in found for found in sets)]
     against_best: dict[str, list[float]] = {}
+    deficits: list[list[list[float]]] = []
     for cell in cells:
         methods = dict.fromkeys(method for found in sets for method in found.get(cell, ()))
         rows += [row(cell, f"psnr_{m}", fmean(pooled(sets, cell, [m])[m]), "dB") for m in methods]
         if baselines and (found := pooled(sets, cell, [AUTOMATIC, *baselines])):
             against_best[cell] = paired(found[AUTOMATIC], found[best_of(found, baselines)])
+            deficits.append([paired(found[baseline], found[AUTOMATIC]) for baseline in baselines])
         if found := pooled(sets, cell, [AUTOMATIC, *WITH_RADIUS]):
             oracle = best_of(found, WITH_RADIUS)
             differences = paired(found[AUTOMATIC], found[oracle])
@@ -186,9 +193,8 @@ def table(sets: Sequence[Psnrs], baselines: Sequence[str]) -> list[Row]:
             rows.append(row(cell, "images_auto_minus_oracle_radius_db", len(differences), "1"))
             rows.append(row(cell, "oracle_radius", float(oracle.partition("@")[2]), "1"))
     if against_best:
-        deficits = [[-difference for difference in differences] for differences in against_best.values()]
         bounds = simultaneous_upper_bounds(deficits, MARGIN_DB)
-        adjusted = holm_adjusted([p_value(deficit, MARGIN_DB) for deficit in deficits])
+        adjusted = holm_adjusted([cell_p_value(cell, MARGIN_DB) for cell in deficits])
         for (cell, differences), bound, p in zip(against_best.items(), bounds, adjusted, strict=True):
             rows.append(row(cell, "auto_minus_best_baseline_db", fmean(differences), "dB"))
             rows.append(row(cell, "images_auto_minus_best_baseline_db", len(differences), "1"))
@@ -200,6 +206,18 @@ def table(sets: Sequence[Psnrs], baselines: Sequence[str]) -> list[Row]:
         if values:
             rows += [row("all", metric, fmean(values), "dB"), row("all", f"cells_{metric}", len(values), "1")]
     return rows
+
+
+def judged_by(rows: Sequence[Row]) -> list[Limit]:
+    """The limits of the comparisons that were made in all cells."""
+    cells = {entry["metric"]: entry["value"] for entry in rows if entry["case"] == "all"}
+    return [limit for made, limits in LIMITS.items() if cells.get(f"cells_{made}") == len(CELLS) for limit in limits]
+
+
+def beyond(rows: Sequence[Row]) -> list[str]:
+    """The cells whose best radius is the least or the largest of those tried."""
+    ends = (RADII[0], RADII[-1])
+    return [entry["case"] for entry in rows if entry["metric"] == "oracle_radius" and entry["value"] in ends]
 
 
 def main() -> None:
@@ -217,10 +235,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     overrides = [f"method.evaluations={arguments.evaluations}", *arguments.override]
+    names = [images.resolve().stem for images in arguments.images]
+    if len({*names, "screen"}) <= len(names):
+        parser.error(f"--images {' '.join(map(str, arguments.images))}: the sets' results are kept under their names, "
+                     "which must differ, and none be screen")  # fmt: skip
     screen = Study(arguments.screen, arguments.screen_limit, arguments.cache / "screen", overrides)
     sets = [
-        Study(images, arguments.limit, arguments.cache / f"images-{n}", overrides)
-        for n, images in enumerate(arguments.images, start=1)
+        Study(images, arguments.limit, arguments.cache / name, overrides)
+        for name, images in zip(names, arguments.images, strict=True)
     ]
 
     if arguments.only in (None, "screen"):
@@ -248,8 +270,9 @@ def main() -> None:
     rows += table([images.stored(CELLS, [AUTOMATIC, *best, *WITH_RADIUS, *CONTEXT]) for images in sets], best)
     if not rows:
         raise SystemExit(f"{arguments.cache}: holds no results of these images, settings and version yet")
-    compared = sum(entry["metric"] == "auto_minus_oracle_radius_db" for entry in rows) - 1  # without their mean
-    publish("regimes", rows, arguments.json, LIMITS if compared == len(CELLS) else ())
+    if edges := beyond(rows):
+        print(f"the best radius is the least or the largest of those tried: {', '.join(edges)}")
+    publish("regimes", rows, arguments.json, judged_by(rows))
 
 
 if __name__ == "__main__":

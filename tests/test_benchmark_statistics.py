@@ -14,7 +14,14 @@ import torch
 from scipy import stats
 
 from benchmarks.cache import computed_once, stored
-from benchmarks.noninferiority import holm_adjusted, p_value, simultaneous_upper_bounds, upper_bound
+from benchmarks.noninferiority import (
+    cell_p_value,
+    cell_upper_bound,
+    holm_adjusted,
+    p_value,
+    simultaneous_upper_bounds,
+    upper_bound,
+)
 from ilo_lightning.pipeline import parts_of
 
 
@@ -37,51 +44,66 @@ def test_holm_by_hand():
     assert holm_adjusted([0.2, 0.2]) == pytest.approx([0.4, 0.4])
 
 
-def cells_of(means: list[float], images: int = 12, seed: int = 0) -> list[list[float]]:
+def cells_of(means: list[list[float]], images: int = 12, seed: int = 0) -> list[list[list[float]]]:
+    """Differences of the same images to one or several others per cell, which have much in common."""
     rng = np.random.default_rng(seed)
-    return [(mean + 0.3 * rng.standard_normal(images)).tolist() for mean in means]
+    noise = [0.3 * rng.standard_normal(images) for _ in means]
+    return [
+        [(mean + shared + 0.1 * n * rng.standard_normal(images)).tolist() for n, mean in enumerate(cell)]
+        for cell, shared in zip(means, noise, strict=True)
+    ]
 
 
 def test_one_cell_is_students_test():
-    (cell,) = cells_of([0.1])
+    ((cell,),) = cells_of([[0.1]])
     result = stats.ttest_1samp(cell, 0.2, alternative="less")
     assert p_value(cell, 0.2) == pytest.approx(result[1])
     high = result.confidence_interval(0.95).high
     assert upper_bound(cell, 0.05) == pytest.approx(high)
-    assert simultaneous_upper_bounds([cell], 5.0) == pytest.approx([high]), "rejected: no more than the bound itself"
+    assert simultaneous_upper_bounds([[cell]], 5.0) == pytest.approx([high]), "rejected: no more than the bound itself"
+
+
+def test_a_cell_is_as_good_as_the_worst_of_its_comparisons():
+    """Also where that is not the one with the largest mean."""
+    steady, wild = [0.10, 0.11, 0.09, 0.10, 0.10, 0.10], [-0.9, 1.0, -0.8, 0.9, 0.1, 0.0]
+    assert np.mean(wild) < np.mean(steady)
+    for cell in ([steady, wild], [wild, steady]):
+        assert cell_p_value(cell, 0.2) == p_value(wild, 0.2) > p_value(steady, 0.2)
+        assert cell_upper_bound(cell, 0.05) == upper_bound(wild, 0.05) > 0.2 > upper_bound(steady, 0.05)
+        assert simultaneous_upper_bounds([cell], 0.2) == [upper_bound(wild, 0.05)]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_bound_is_below_the_margin_just_where_holm_rejects(seed: int):
-    cells = cells_of([-0.3, -0.1, 0.0, 0.1, 0.3], seed=seed)
+    cells = cells_of([[-0.3], [-0.1, -0.2], [0.0, 0.1, -0.1], [0.1], [0.3, 0.0]], seed=seed)
     bounds = simultaneous_upper_bounds(cells, 0.2)
-    adjusted = holm_adjusted([p_value(cell, 0.2) for cell in cells])
+    adjusted = holm_adjusted([cell_p_value(cell, 0.2) for cell in cells])
     assert [bound <= 0.2 for bound in bounds] == [p <= 0.05 for p in adjusted]
     retained = sum(p > 0.05 for p in adjusted)
     for cell, bound, p in zip(cells, bounds, adjusted, strict=True):
-        assert bound == (0.2 if p <= 0.05 else upper_bound(cell, 0.05 / retained))
+        assert bound == (0.2 if p <= 0.05 else cell_upper_bound(cell, 0.05 / retained))
 
 
 def test_where_all_are_rejected_bounds_are_bonferronis_or_the_margin():
-    cells = [*cells_of([-2.0, -1.5]), [0.15, 0.16, 0.14, 0.17, 0.13, 0.15]]
+    cells = [*cells_of([[-2.0], [-1.5, -1.6]]), [[0.15, 0.16, 0.14, 0.17, 0.13, 0.15]]]
     first, second, third = simultaneous_upper_bounds(cells, 0.2)
-    assert (first, second) == (upper_bound(cells[0], 0.05 / 3), upper_bound(cells[1], 0.05 / 3))
+    assert (first, second) == (cell_upper_bound(cells[0], 0.05 / 3), cell_upper_bound(cells[1], 0.05 / 3))
     assert third <= 0.2
 
 
 def test_all_bounds_hold_together_as_often_as_they_say():
-    """Also where every mean is at the margin, the hardest case."""
-    for truth in ([0.2] * 4, [0.1, 0.2, 0.3, -1.0]):
+    """Also where every mean is at the margin, the hardest case, and whatever else a cell is compared with."""
+    for truth in ([[0.2]] * 4, [[0.1], [0.2, 0.2, 0.2], [0.3, 0.1], [-1.0]]):
         wrong = 0
         for seed in range(400):
             bounds = simultaneous_upper_bounds(cells_of(truth, 6, seed), 0.2)
-            wrong += any(mean > bound for mean, bound in zip(truth, bounds, strict=True))
+            wrong += any(max(means) > bound for means, bound in zip(truth, bounds, strict=True))
         assert wrong / 400 < 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
 
 
 def test_equal_differences_have_no_doubt():
     assert (p_value([0.1, 0.1], 0.2), p_value([0.2, 0.2], 0.2)) == (0, 1)
-    assert simultaneous_upper_bounds([[0.125, 0.125]], 0.2) == [0.125]
+    assert simultaneous_upper_bounds([[[0.125, 0.125]]], 0.2) == [0.125]
 
 
 @pytest.mark.parametrize("damage", [None, "other parts", "half a file", "another file"])
@@ -184,6 +206,43 @@ def test_regimes_table_pools_the_sets_in_which_all_methods_were_run(script):
     together = {"inpainting/0.5": {"ilo": [26.0, 27.5, 30.0], "a": [25.5, 26.5, 33.0]}}
     alone = {(e["case"], e["metric"]): e["value"] for e in regimes.table([together], ["a"])}
     assert values[cell, "auto_deficit_upper_bound_db"] == alone[cell, "auto_deficit_upper_bound_db"]
+
+
+def test_regimes_bound_is_of_the_worst_of_the_three_and_not_of_the_best_mean(script):
+    regimes, rng = script("regimes"), np.random.default_rng(0)
+    ilo = 25 + rng.standard_normal(12)
+    near, wild = ilo + 0.02 + 0.001 * rng.standard_normal(12), ilo + rng.permutation([-2, 2] * 6)
+    rows = regimes.table(
+        [{"inpainting/0.5": {"ilo": ilo.tolist(), "a": near.tolist(), "b": wild.tolist()}}], ["a", "b"]
+    )
+    values = {entry["metric"]: entry["value"] for entry in rows if entry["case"] == "inpainting/0.5"}
+    assert values["auto_minus_best_baseline_db"] == pytest.approx(ilo.mean() - near.mean())
+    worst = stats.ttest_1samp(wild - ilo, 0.2, alternative="less")
+    assert values["auto_deficit_p_holm"] == pytest.approx(worst.pvalue)
+    assert values["auto_deficit_upper_bound_db"] == pytest.approx(worst.confidence_interval(0.95).high)
+
+
+def test_regimes_judges_a_comparison_just_where_it_is_whole(script):
+    regimes = script("regimes")
+    radii = {name: [20.0, 21.0] for name in regimes.WITH_RADIUS}
+    for with_baseline, with_radii in ((True, False), (False, True), (True, True)):
+        found = {"ilo": [26.0, 27.5], **({"a": [25.5, 26.5]} if with_baseline else {}), **(radii if with_radii else {})}
+        whole = regimes.judged_by(regimes.table([dict.fromkeys(regimes.CELLS, found)], ["a"]))
+        metrics = {limit.metric for limit in whole}
+        assert ("auto_deficit_upper_bound_db" in metrics, "auto_minus_oracle_radius_db" in metrics) == (
+            with_baseline,
+            with_radii,
+        )
+        some = dict.fromkeys(list(regimes.CELLS)[1:], found)
+        assert regimes.judged_by(regimes.table([some], ["a"])) == []
+
+
+def test_regimes_says_where_a_better_radius_may_lie_beyond(script):
+    regimes = script("regimes")
+    for best, said in ((regimes.RADII[0], True), (regimes.RADII[1], False), (regimes.RADII[-1], True)):
+        radii = {name: [21.0 if name == f"ilo_fixed@{best}" else 20.0] * 2 for name in regimes.WITH_RADIUS}
+        rows = regimes.table([{"inpainting/0.5": {"ilo": [26.0, 27.5], **radii}}], [])
+        assert regimes.beyond(rows) == (["inpainting/0.5"] if said else [])
 
 
 def test_the_three_are_chosen_where_all_were_screened(script):
