@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,8 @@ from .losses.penalties import PENALTIES, PenaltyError
 from .method import Method
 from .schedule import VARIABLES, ScheduleError, Stage
 
+NOT_GAUSSIAN = ("w", "w_plus")
+"""Spaces whose codes have no simple density."""
 IMAGE_SPACES = ("pixels", "wavelets")
 """Spaces of the generators of these names, which make any image."""
 
@@ -21,10 +24,13 @@ def _check_priors(stage: Stage, point: LatentPoint) -> None:
     """Refuse to sample what nothing holds: its samples would drift away without end."""
     for tensor in point.tensors:
         variable = variable_of(tensor)
-        known = variable in stage.radii or (variable == "latent" and stage.penalties.get("latent_norm"))
+        gaussian = variable == "latent" and point.space not in NOT_GAUSSIAN
+        known = math.isfinite(stage.radii.get(variable, math.inf)) or (gaussian and stage.penalties.get("latent_norm"))
         if stage.frees(variable, index_of(tensor)) and not known:
             field = "radius" if variable == "activation" else f"radii.{variable}"
-            penalty = ", method.penalties.latent_norm=0.5" if variable == "latent" else ""
+            penalty = ", method.penalties.latent_norm=0.5" if gaussian else ""
+            if variable == "latent" and not gaussian:
+                penalty = f", a space with Gaussian codes (in {point.space}, latent_norm is no density)"
             raise ScheduleError(
                 f"method.optimizer=langevin: nothing says how likely a value of {variable} is at layer {stage.layer}, "
                 f"and its samples would drift without end; use method.{field}=0.1 (a ball){penalty}, or leave "
@@ -64,9 +70,9 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
         if method.start == "mean":
             point = generator.mean(point)
         for index, stage in enumerate(stages):
-            if index and stage.space is not None and stage.space != stages[index - 1].space:
+            if index < len(method.schedule) and (space := method.schedule.conversion(index, point.space)) is not None:
                 try:
-                    point = generator.convert(point, stage.space)
+                    point = generator.convert(point, space)
                 except ValueError as error:
                     raise ScheduleError(f"method.space={[each.space for each in stages]}: {error}") from error
             point = generator.advance(point, stage.layer)
@@ -110,8 +116,8 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
         for variable in sorted(named - seen - set(VARIABLES), key=str):
             raise ScheduleError(f"{field}: unknown variable {variable!r}; {name} has {', '.join(sorted(seen))}")
     spaces = {method.space or generator.spaces[0], *(stage.space for stage in stages)}
-    if "latent" in method.spheres and spaces & {"w", "w_plus"}:
-        space = min(spaces & {"w", "w_plus"})
+    if "latent" in method.spheres and spaces.intersection(NOT_GAUSSIAN):
+        space = min(spaces.intersection(NOT_GAUSSIAN))
         raise ScheduleError(
             f"method.spheres=[latent]: codes in {space} aren't Gaussian and lie on no sphere; use gaussian_w_plus or z"
         )

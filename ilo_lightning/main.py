@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 
 from .allocation import reuse_memory
 from .exit_codes import CRASHED, DONE, REFUSED, REQUEUE, of_many
@@ -80,7 +81,15 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None, tas
             if problem := unread(overrides):
                 print(f"error: {problem}", file=sys.stderr)
                 return REFUSED
-        task()
+        try:
+            task()
+        except HydraException:
+            from .refusal import of_each_point
+
+            if overrides == (overrides := of_each_point(overrides)):
+                raise
+            sys.argv[1:] = overrides
+            task()
     except SystemExit as exit:
         if exit.code not in (None, 0):
             # Without a code of a job's own, Hydra has said what is wrong with the configuration.

@@ -105,6 +105,8 @@ class Method:
         check_number("method.burn_in", self.burn_in, finite=True)
         if self.burn_in >= 1:
             raise ScheduleError(f"method.burn_in={self.burn_in}: expected a part of the last stage, in [0, 1)")
+        if self.keep != "samples" and self.samples:
+            raise ScheduleError(f"method.samples={self.samples}: nothing samples; use method=langevin, or 0")
         if self.keep == "samples":
             kept = math.floor((1 - self.burn_in) * self.schedule.stages[-1].steps)
             if not 1 <= check_count("method.samples", self.samples) <= kept:

@@ -173,6 +173,8 @@ def method_from_config(
     def per_stage(name: str, value: Any) -> list[Any]:
         return _per_stage(name, value, count)[: len(layers)]
 
+    for layer in layers:
+        check_count("method.layers", layer)
     steps = per_stage("method.steps", steps)
     center = per_stage("method.center", center)
     automatic = AUTO in (radius, *(radii or {}).values())
@@ -216,6 +218,12 @@ def method_from_config(
             )
         check_count("method.noise_lookahead", noise_lookahead)
     bounds = {"activation": radius, **(radii or {})}
+    for variable, value in bounds.items():
+        if isinstance(value, Sequence) and not isinstance(value, str) and AUTO in value:
+            field_name = "method.radius" if variable == "activation" else f"method.radii.{variable}"
+            raise ScheduleError(
+                f"{field_name}={list(value)}: auto is for all stages; use {field_name}=auto, or numbers"
+            )
     auto = tuple(variable for variable, value in bounds.items() if value == AUTO)
     bounds = {variable: value for variable, value in bounds.items() if value != AUTO}
     per_stage_radii = {
@@ -235,6 +243,9 @@ def method_from_config(
             ("lr", lr), ("noise_maps", noise_maps), ("optimizer", optimizer), ("ramp", ramp), ("space", space)
         )
     }  # fmt: skip
+    for value in columns["space"]:
+        if value is not None and not isinstance(value, str):
+            raise ScheduleError(f"method.space={space}: expected the name of a latent space, or one per stage")
     columns |= {"steps": steps, "center": center}
     columns["free"] = _free_per_stage(free, count)[: len(layers)]
     if noise_lookahead is not None:

@@ -128,9 +128,8 @@ class InverseProblem(pl.LightningModule):
     def _first(self) -> LatentPoint:
         """This stage's first point: the parent, advanced to the stage's layer, in the stage's space."""
         stage, point = self.stage, self._start
-        before = self.schedule[self.stage_index - 1].space if self.stage_index else None
-        if stage.space is not None and before is not None and stage.space != before:
-            point = self.generator.convert(point, stage.space)
+        if (space := self.schedule.conversion(self.stage_index, point.space)) is not None:
+            point = self.generator.convert(point, space)
         deeper = stage.layer > point.layer
         point = advance(self.generator, point, stage.layer, self.at_once)
         if deeper and stage.reset:
@@ -154,9 +153,10 @@ class InverseProblem(pl.LightningModule):
             self._center = self._range(first)
 
     def _range(self, target: LatentPoint) -> LatentPoint:
-        """What the layers above ``target`` can make that is nearest to it: ``argmin ‖advance(z) - target‖²`` over the
-        free variables of the last stage at the codes' layer (ILO, Algorithm 1, lines 5-6). Each step counts as an
-        evaluation. The search begins at the code that was found last, whose image is the range's own."""
+        """What the layers above ``target`` can make that is nearest to it (ILO, Algorithm 1, lines 5-6): ``argmin Σ
+        ‖advance(z) - target‖² / ‖target‖²``, summed over activation and RGB skip, each in units of its own norm, over
+        the free variables of the last stage at the codes' layer. Each step counts as an evaluation. The search begins
+        at the code that was found last, whose image is the range's own."""
         stage = self.stage
         first = [each for each in self.schedule.stages if each.layer == self._origin.layer][-1]
         free = {name: tensor.clone().requires_grad_() for name, tensor in self._origin.tensors.items()

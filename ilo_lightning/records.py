@@ -128,10 +128,10 @@ def _posterior(samples: PosteriorSamples, place: int, target: Path, suffix: str)
     shown. The standard deviation is drawn from black, 0, to white, 0.2 or more, in units of [-1, 1]."""
     mean, std = samples.mean[place].float(), samples.std[place].float()
     shown = {"mean": mean, "deviation": std * 10 - 1}
-    save_png(mean, target / f"posterior-mean{suffix}.png")
-    save_png(shown["deviation"], target / f"posterior-std{suffix}.png")
+    save_png(mean.nan_to_num(nan=0.0), target / f"posterior-mean{suffix}.png")
+    save_png(shown["deviation"].nan_to_num(nan=0.0), target / f"posterior-std{suffix}.png")
     for index, pictures in enumerate(samples.pictures):
-        save_png(pictures[place], target / f"sample-{index}{suffix}.png")
+        save_png(pictures[place].nan_to_num(nan=0.0), target / f"sample-{index}{suffix}.png")
     return mean, shown
 
 

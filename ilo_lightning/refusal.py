@@ -122,6 +122,25 @@ def unread(arguments: Sequence[str]) -> str | None:
     return None
 
 
+def of_each_point(arguments: Sequence[str]) -> list[str]:
+    """The arguments of an experiment, with an option that only some of its grids have as a sweep of one value: Hydra
+    sets it at each point then, where the grid's own choice has it, and not before any was chosen."""
+    overrides = _overrides(arguments)
+    tree = _composed(arguments, overrides)
+    sweeper = tree.get("hydra", {}).get("sweeper", {})
+    grids = [sweeper.get("params") or {}, *(sweeper.get("either") or [])]
+    chosen, known = {key for grid in grids for key in grid if "." not in key}, set(_keys(tree))
+    single = {
+        override.input_line: f"{key}=choice({str(override.input_line).partition('=')[2]})"
+        for override in overrides
+        if (key := override.key_or_group) not in known
+        and key.partition(".")[0] in chosen - {key}
+        and not override.is_sweep_override()
+        and not (override.is_add() or override.is_force_add() or override.is_delete() or override.package)
+    }
+    return [single.get(argument, argument) for argument in arguments]
+
+
 def _no_yaml(error: YAMLError) -> str:
     """Where in which file, as far as the error says."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)

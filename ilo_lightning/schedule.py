@@ -218,6 +218,13 @@ class Schedule:
     def __getitem__(self, index: int) -> Stage:
         return self.stages[index]
 
+    def conversion(self, index: int, space: str) -> str | None:
+        """The space that a code in ``space`` is brought to as stage ``index`` begins; None: it stays as it is. What the
+        first stage begins with is never converted, so that a given start may be in a space of its own."""
+        asked = [stage.space for stage in self.stages[:index] if stage.space is not None]
+        wanted = self.stages[index].space
+        return wanted if index and wanted is not None and wanted != (asked[-1] if asked else space) else None
+
     @property
     def steps(self) -> int:
         """Steps of all stages: generator evaluations but one, the last, of the final point."""

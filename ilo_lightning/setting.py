@@ -188,10 +188,21 @@ def _check_method(field: str, method: Method, generator: LayeredGenerator, opera
     try:
         check_method(method, generator)
         check_selection(method, operator)
+        check_linear(method, operator)
     except ScheduleError as error:
         raise RunError(renamed(str(error), field)) from error
     except Exception as error:  # whatever a user's own generator raises
         raise RunError(f"generator: fails on its way through the layers of {field} ({one_line(error)})") from error
+
+
+def check_linear(method: Method, operator: ForwardOperator) -> None:
+    """Refuse plug-and-play steps with BM3D, whose gradient steps are of a linear A."""
+    levels = [stage.bm3d for stage in method.stages if stage.bm3d is not None]
+    if levels and not operator.affine:
+        raise ScheduleError(
+            f"method.bm3d={levels[0]:g}: A isn't linear ({type(operator).__name__}), as its steps need; use "
+            "method=total_variation, which takes any"
+        )
 
 
 def renamed(message: str, field: str) -> str:

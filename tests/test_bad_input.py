@@ -365,10 +365,23 @@ CASES: dict[str, Case] = {
         r"metrics\.perceptual=stlpips_alex: .*only one.*metrics\.perceptual=\[stlpips_alex,stlpips_vgg\]",
     ),
     "full disk": (lambda f: [], 3, None),
+    "auto among the radii of stages": (
+        lambda f: ["method.radius=[auto,0.1,0.1,0.1]"],
+        2,
+        r"method\.radius=\['auto', 0\.1, .*: auto is for all stages",
+    ),
     "non-finite numbers in the middle": (
         lambda f: ["method.lr=1e30", "method.radius=null", "method.spheres=[]"],
         3,
         "data fit not finite from step 2 on .* kept the best before; lower method.lr",
+    ),
+    "samples that leave the finite numbers": (
+        lambda f: [
+            *("task=denoising", "task.noise.sigma=0.3", "method=langevin"),
+            *("method.steps=[2,6]", "method.lr=[0.1,1e6]", "method.samples=3"),
+        ],
+        3,
+        "data fit not finite from step .* kept the best before; lower method.lr",
     ),
     "out of memory": (lambda f: [], 3, None),
     "an operator or generator of one's own that can't do it": (

@@ -194,6 +194,31 @@ def test_ranked_by_the_loss_the_penalties_have_a_say():
     assert norms["data_fit"][1] < norms["loss"][1]
 
 
+def test_restarts_ranked_by_the_loss_the_penalties_have_a_say():
+    """Of starts that end alike, the one whose code is shortest; by the data fit alone, another."""
+    generator, operator, measurement = problem(images=3)
+    fields: dict[str, Any] = {"steps": [3], "restarts": 3, "penalties": {"latent_norm": 0.5}}
+    picks: dict[str, list[int]] = {}
+    for rank in ("loss", "data_fit"):
+        shipped = method("csgm_z", rank=rank, **fields)
+        solutions = solve(generator, operator, measurement, shipped, KEYS[:3]).solutions
+        picks[rank] = [solution.info["restart"] for solution in solutions]
+        alone = replace(shipped, restarts=1)
+        for image, (key, solution) in enumerate(zip(KEYS, solutions, strict=False)):
+            own = measurement.select([image])
+            runs = [
+                solve(generator, operator, own, alone, [f"{key}#{start}" if start else key]).solutions[0]
+                for start in range(3)
+            ]
+            fits = [run.info["data_fit"] for run in runs]
+            if rank == "loss":
+                fits = [
+                    fit + 0.5 * run.point["latent"].square().sum().item() for fit, run in zip(fits, runs, strict=True)
+                ]
+            assert solution.info["restart"] == int(np.argmin(fits))
+    assert picks["loss"] != picks["data_fit"]
+
+
 # --- penalties ------------------------------------------------------------------------------------------------------
 
 
@@ -537,6 +562,66 @@ def test_pulse_minimises_what_was_published_on_the_published_ramp():
         assert stage.factor(step) == pytest.approx(np.interp(stage.time(step), times, factors), abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("spaces", "entered"),
+    [
+        ([None, "w_plus"], ["gaussian_w_plus", "w_plus"]),
+        (["z", None, "w_plus"], ["z", "z", "w_plus"]),
+        (["w", None, "styles"], ["w", "w", "styles"]),
+        (["w", None, "w", "w_plus"], ["w", "w", "w", "w_plus"]),
+    ],
+)
+def test_a_stage_without_a_space_of_its_own_stays_where_it_is(spaces: list[str | None], entered: list[str]):
+    generator, operator, measurement = problem(images=1)
+    shipped = method(
+        "csgm", layers=[0] * len(spaces), space=spaces, steps=2, lr=0.1, spheres=[], free=["latent", "style"]
+    )
+    check_method(shipped, generator)
+    seen: list[str] = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, problem, batch, batch_idx):
+            if batch_idx == 0:
+                seen.append(problem.point.space)
+
+    found = solve(generator, operator, measurement, replace(shipped, keep="last"), KEYS[:1], callbacks=[Look()])
+    assert seen == entered and found.solutions[0].point.space == entered[-1]
+
+
+# --- the others, as published ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["projector", "projector_w_plus"])
+def test_the_projector_has_the_published_schedule(name: str):
+    """StyleGAN2, appendix D: 1,000 steps; learning rate 0.1, up over the first twentieth and down over the last quarter
+    along a cosine; noise of 0.05 on w that fades over the first three quarters; 1e5 on the noise's correlations."""
+    shipped = method(name)
+    (stage,) = shipped.schedule.stages
+    assert (stage.steps, stage.lr, stage.penalties) == (1000, 0.1, {"noise_regularity": 1e5})
+    assert (shipped.start, shipped.keep, shipped.standardize, shipped.noise) == ("mean", "last", ("noise",), "random")
+    for step in range(0, 1000, 7):
+        t = (step + 0.5) / 1000
+        down = 0.5 - 0.5 * math.cos(math.pi * min(1, (1 - t) / 0.25))
+        assert stage.factor(step) == pytest.approx(down * min(1, t / 0.05))
+        assert stage.jitter_at(step) == pytest.approx(0.05 * max(0, 1 - t / 0.75) ** 2)
+
+
+def test_csgm_z_is_the_published_form():
+    """Bora et al.: 0.001‖z‖² beside the squared error, the best of ten starts by the sum."""
+    shipped = method("csgm_z")
+    (stage,) = shipped.schedule.stages
+    assert (shipped.space, shipped.restarts, shipped.rank) == ("z", 10, "loss")
+    assert stage.penalties == {"latent_norm": 0.001} and shipped.spheres == ()
+
+
+def test_ilo_original_has_the_released_codes_choices():
+    stages = method("ilo_original").schedule.stages
+    assert [stage.noise_maps for stage in stages] == [5, 7, 9, 11]
+    for index, stage in enumerate(stages):
+        assert set(stage.free) == {"noise", "latent", "activation"} and stage.penalties == {"geocross": 0.01}
+        assert stage.radii == {} and stage.auto == () and stage.reset == (("rgb",) if index else ())
+
+
 # --- Langevin -------------------------------------------------------------------------------------------------------
 
 
@@ -642,6 +727,19 @@ def test_langevin_without_a_prior_is_refused():
     check_method(method("langevin", **changes, radius=0.1), generator)
     with pytest.raises(ScheduleError, match=r"value of latent is at layer 0.*latent_norm=0\.5"):
         check_method(method("langevin", sigma=0.1, penalties={}), generator)
+    with pytest.raises(ScheduleError, match=r"likely a value of activation is at layer 1"):
+        check_method(method("langevin", **changes, radius=math.inf), generator)
+
+
+@pytest.mark.parametrize("space", ["w", "w_plus"])
+def test_half_the_squared_norm_is_no_prior_of_codes_that_are_not_gaussian(space: str):
+    generator, *_ = problem()
+    message = rf"latent is at layer 0.*method\.radii\.latent=0\.1 .*a space with Gaussian codes \(in {space}, "
+    with pytest.raises(ScheduleError, match=message):
+        check_method(method("langevin", sigma=0.1, space=space), generator)
+    check_method(method("langevin", sigma=0.1, space=space, radii={"latent": 0.1}), generator)
+    for gaussian in ("z", "gaussian_w_plus"):
+        check_method(method("langevin", sigma=0.1, space=gaussian), generator)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
@@ -659,6 +757,11 @@ def test_langevin_without_a_prior_is_refused():
         ("langevin", {"sigma": 0.0}, r"method\.sigma=0\.0: samples of the posterior need noise"),
         ("langevin", {"sigma": 0.1, "samples": 200}, r"method\.samples=200: expected 1 to 100"),
         ("langevin", {"sigma": 0.1, "restarts": 2}, r"method\.restarts=2: samples aren't ranked"),
+        ("csgm", {"samples": 7}, r"method\.samples=7: nothing samples; use method=langevin, or 0"),
+        ("ilo", {"radius": ["auto", 0.1, 0.1, 0.1]}, r"method\.radius=\['auto', .*: auto is for all stages"),
+        ("ilo", {"radii": {"rgb": [None, "auto", 1, 1]}}, r"method\.radii\.rgb=\[None, .*: auto is for all stages"),
+        ("ilo", {"space": [["w"]] * 4}, r"method\.space=\[\['w'\], .*: expected the name of a latent space"),
+        ("ilo_range", {"layers": [1, "a", 2, 3], "evaluations": 400}, r"method\.layers=a: expected"),
         ("csgm", {"floor": -1}, r"method\.floor=-1"),
         ("csgm", {"ramp": "steep"}, r"method\.ramp=steep"),
         ("csgm", {"rampdown": 2}, r"method\.rampdown=2: expected a part of the stage, in \(0, 1\]"),

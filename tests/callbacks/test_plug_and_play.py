@@ -150,6 +150,10 @@ def test_a_run_tells_the_licence_once(command: list[str], tmp_path: Path, capfd)
         (["task.noise.sigma=0"], r"error: method\.bm3d=0: there is no noise to take out; .*\n"),
         (["task/noise=poisson"], r"error: method\.bm3d=0: there is no noise to take out; .*\n"),
         (["generator=wavelets"], r"error: method\.bm3d=.*: BM3D needs the image as code, .*use generator=pixels\n"),
+        (
+            ["task=phase_retrieval", "method.bm3d=0.1"],
+            r"(method\.bm3d: .*\n)?error: method\.bm3d=0\.1: A isn't linear \(PhaseRetrieval\), .*=total_variation.*\n",
+        ),
         (["missing"], r"error: method\.bm3d: needs the package bm3d; pip install 'ilo-lightning\[bm3d\]'\n"),
     ],
 )
