@@ -62,7 +62,7 @@ def test_an_option_that_some_grids_have(tmp_path: Path, capsys: pytest.CaptureFi
     assert "task.fraction=0.3: 2 of 4 grids don't have it: left out" in told and "2 points: 2 done" in told
     assert main([*common, "task.factor=4", "data.limit=1", f"hydra.sweep.dir={tmp_path / 'one'}"]) == 0
     told = capsys.readouterr().out
-    assert "task.factor=4: 3 of 4 grids don't have it: left out" in told and "1 points: 1 done" in told
+    assert "task.factor=choice(4): 3 of 4 grids don't have it: left out" in told and "1 points: 1 done" in told
     assert main([*common, "task.sseed=3", f"hydra.sweep.dir={tmp_path / 'none'}"]) == 2
     assert capsys.readouterr().err.startswith("error: task.sseed: no such option; did you mean ")
     assert main([*common, "size=small,full"]) == 2

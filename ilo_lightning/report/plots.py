@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .settings import name_of, text_of
-from .summary import COSTS, HIGHER_IS_BETTER, Mean, Summary
+from .summary import COSTS, HIGHER_IS_BETTER, OPTIMISED, Mean, Summary
 from .typeset import heading
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ INK = "#262626"  # of all text and axes; the page replaces it by its own
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PANELS, CURVES = 12, 16  # more can't be read; what is left out is said
+SPREAD = 1.1  # costs that differ by less are the same
 AXES = {"seconds": "seconds per image", "evaluations": "evaluations of the generator"}
 
 
@@ -43,6 +44,7 @@ class Plot:
         name: of its files.
         panels: title to curves.
         note: what is left out.
+        methods: of the whole report, whose look is the same in all plots.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Plot:
     x_label: str
     panels: dict[str, list[Curve]]
     note: str = ""
+    methods: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -59,6 +62,7 @@ class Plot:
 
 def plots(summary: Summary) -> Iterator[Plot]:
     """For every metric, a plot per setting that was swept over numbers, and one per cost that differs."""
+    methods = tuple(dict.fromkeys(str(group.settings(summary)["method"]) for group in summary.groups))
     for metric in summary.metrics:
         for x in (*summary.keys, *COSTS):
             panels = _panels(summary, metric, x)
@@ -72,20 +76,44 @@ def plots(summary: Summary) -> Iterator[Plot]:
                 if most > CURVES:
                     note.append(f"the first {CURVES} of up to {most} curves")
                     panels = {title: curves[:CURVES] for title, curves in panels.items()}
-                yield Plot(
-                    f"{metric}-against-{x}", metric, x, label, panels, f"Only {', '.join(note)}." if note else ""
-                )
+                notes = [f"Only {', '.join(note)}."] if note else []
+                notes += _left_out(summary, metric)
+                yield Plot(f"{metric}-against-{x}", metric, x, label, panels, " ".join(notes), methods)
+
+
+def _left_out(summary: Summary, metric: str) -> list[str]:
+    """Which methods have results that aren't drawn, as tables don't compare them either."""
+    reasons = {
+        f"whose own network this is ({OPTIMISED})": [metric in group.optimised for group in summary.groups],
+        "with other or fewer images or seeds than the rest of their problem (†)": [
+            not group.same_images for group in summary.groups
+        ],
+    }
+    words = []
+    for reason, marked in reasons.items():
+        groups = [group for group, is_so in zip(summary.groups, marked, strict=True) if is_so and metric in group.means]
+        if names := dict.fromkeys(str(group.settings(summary)["method"]) for group in groups):
+            words.append(f"Not drawn: results of {', '.join(names)} {reason}.")
+    return words
 
 
 def _panels(summary: Summary, metric: str, x: str) -> dict[str, list[Curve]]:
-    """Title to curves; only what has two places along x or, a horizontal line, compares with such a curve."""
+    """Title to curves; only what has two places along x or, a horizontal line, compares with such a curve. What tables
+    don't compare is left out."""
     costs = x in COSTS
     found: dict[str, dict[str, Curve]] = {}
     all_settings = [group.settings(summary) for group in summary.groups]
+    along = {
+        (str(values["method"]), _label(summary.solver_keys, {**values, x: None}, summary))
+        for values in all_settings
+        if not costs and _is_number(values[x])
+    }
     if not costs and not any(_is_number(entry[x]) for entry in all_settings):
         return {}
     for group, values in zip(summary.groups, all_settings, strict=True):
         if metric not in group.means or (costs and x not in group.means):
+            continue
+        if metric in group.optimised or not group.same_images:
             continue
         place = group.means[x].value if costs else values[x]
         if not (place is None or _is_number(place)) or (place is None and x in summary.problem_keys):
@@ -93,12 +121,16 @@ def _panels(summary: Summary, metric: str, x: str) -> dict[str, list[Curve]]:
         rest = {key: value for key, value in values.items() if key != x and not (costs and key == "method.steps")}
         title = _label(summary.problem_keys, rest, summary)
         label = _label(summary.solver_keys, rest, summary)
+        if place is None and (str(values["method"]), label) in along:
+            label += f", {name_of(x, summary.keys)} none"
         curve = found.setdefault(title, {}).setdefault(label, Curve(str(values["method"]), label))
         curve.points.append((place, group.means[metric]))
     panels: dict[str, list[Curve]] = {}
     for title, curves in found.items():
         places = {place for curve in curves.values() for place, _ in curve.points if place is not None}
-        spread = costs and len(places) > 1
+        spread = costs and len(places) > 1 and max(places) >= SPREAD * min(places)
+        if costs and not spread:
+            continue
         if spread or any(len({p for p, _ in curve.points if p is not None}) > 1 for curve in curves.values()):
             for curve in curves.values():
                 curve.points.sort(key=lambda point: math.inf if point[0] is None else point[0])
@@ -133,7 +165,7 @@ def draw(plot: Plot) -> Figure:
 
     columns = 2 if len(plot.panels) == 4 else min(len(plot.panels), 3)
     rows = math.ceil(len(plot.panels) / columns)
-    styles = _styles([curve for panel in plot.panels.values() for curve in panel])
+    styles = _styles([curve for panel in plot.panels.values() for curve in panel], plot.methods)
     width = 3.1 * columns + (0.9 if columns == 1 else 0)
     across = max(int(width / (0.6 + 0.062 * max(map(len, styles)))), 1)
     figure = Figure(figsize=(width, 2.5 * rows + 0.2 * math.ceil(len(styles) / across)), dpi=200, layout="constrained")
@@ -162,17 +194,18 @@ def draw(plot: Plot) -> Figure:
 
 
 def _titles(titles: Sequence[str]) -> list[str]:
-    """Without the words that all share, in lines that fit above a panel."""
+    """Without the words that all share, in lines that fit above a panel; none breaks within a setting."""
     words = [title.split(", ") for title in titles]
     shared = set.intersection(*map(set, words)) if len(titles) > 1 else set()
-    return [textwrap.fill(", ".join(word for word in own if word not in shared), 42) for own in words]
+    kept = [", ".join(word.replace(" ", "\xa0") for word in own if word not in shared) for own in words]
+    return [textwrap.fill(title, 42, break_on_hyphens=False).replace("\xa0", " ") for title in kept]
 
 
-def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
+def _styles(curves: Sequence[Curve], every: Sequence[str]) -> dict[str, dict[str, Any]]:
     """By label: a colour per method, and per variant of it a shade, a line and a marker. Where there are more methods
     than colours, those that share one differ in line and marker."""
     curves = list({curve.label: curve for curve in curves}.values())
-    methods = list(dict.fromkeys(curve.method for curve in curves))
+    methods = list(dict.fromkeys([*every, *(curve.method for curve in curves)]))
     labels = {method: [curve.label for curve in curves if curve.method == method] for method in methods}
     styles: dict[str, dict[str, Any]] = {}
     for curve in curves:
@@ -216,7 +249,7 @@ def _draw_panel(axes: Axes, plot: Plot, curves: Sequence[Curve], styles: dict[st
             high = [mean + half for mean, half in zip(means, halves, strict=True)]
             axes.fill_between(xs, low, high, color=style["color"], alpha=0.15, linewidth=0)
     axes.grid(True, color=INK, alpha=0.12, linewidth=0.6)
-    axes.tick_params(colors=INK, labelsize=8)
+    axes.tick_params(which="both", colors=INK, labelsize=8)
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
         spine.set_color(INK)

@@ -14,7 +14,9 @@ from typing import Any
 from .collect import Collection, protocols_of
 from .settings import Settings, telling
 
-HIGHER_IS_BETTER = ("psnr", "ssim")  # every other metric is an error
+HIGHER_IS_BETTER = ("psnr", "ssim", "probability")  # every other metric is an error
+UNRANKED = ("residual",)
+"""Metrics by which nothing is better: where little was measured, what fits it best is not what was there."""
 OPTIMISED = "‡"  # marks a distance
 OPTIMISED_MEANS = "by the network that the method itself minimised, not compared with others"
 COSTS = ("evaluations", "seconds")
@@ -40,9 +42,9 @@ class Group:
         means: of each metric and of `BESIDE`, where there is one; seconds are per image.
         images: how many have results.
         failed: how many images have none.
-        seeds: how often each image was solved with another seed.
+        seeds: how often each image was solved with another seed, at most.
         optimised: the metrics that are networks which the solver itself minimised: not to be compared.
-        same_images: False if the problem has a group with more images, or with others: not to be compared with it.
+        same_images: False if the problem has a group with more images or seeds, or with others: not to be compared.
     """
 
     problem: tuple[Any, ...]
@@ -73,8 +75,11 @@ class Summary:
     def keys(self) -> tuple[str, ...]:
         return (*self.problem_keys, *self.solver_keys)
 
-    def best(self, metric: str) -> list[Group]:
-        """The groups with the best mean of their problem, where there is more than one to choose from."""
+    def best(self, metric: str, digits: int = 12) -> list[Group]:
+        """The groups with the best mean of their problem, as it is written with so many decimals, where there is more
+        than one to choose from."""
+        if metric in UNRANKED:
+            return []
         rivals: dict[tuple[Any, ...], list[Group]] = {}
         for group in self.groups:
             if metric in group.means and group.same_images and metric not in group.optimised:
@@ -82,9 +87,9 @@ class Summary:
         choose = max if metric in HIGHER_IS_BETTER else min
         found = []
         for groups in rivals.values():
-            value = choose(group.means[metric].value for group in groups)
+            values = [round(group.means[metric].value, digits) for group in groups]
             if len(groups) > 1:
-                found += [group for group in groups if group.means[metric].value == value]
+                found += [group for group, value in zip(groups, values, strict=True) if value == choose(values)]
         return found
 
 
@@ -124,10 +129,14 @@ def summarise(collection: Collection) -> Summary:
     rows = rows.sort("image", "seed", "number")  # sums don't depend on the folders that the rows come from
     values = [*collection.metrics, *BESIDE]
     by = [*problem_keys, *solver_keys]
+    solved_with = pl.col("seed").filter(pl.col("error").is_null())
     per_image = rows.group_by([*by, "image"], maintain_order=True).agg(
         *(pl.col(name).mean() for name in values),
         pl.col("error").is_null().any().alias("solved"),
-        pl.col("seed").n_unique().alias("seeds"),
+        solved_with.n_unique().alias("seeds"),
+        pl.format("{} {}", pl.col("image").first(), solved_with.cast(pl.String).unique().sort().str.join(" ")).alias(
+            "name"
+        ),
         pl.col("optimised").drop_nulls().first(),
     )
     grouped = per_image.group_by(by, maintain_order=True).agg(
@@ -137,7 +146,7 @@ def summarise(collection: Collection) -> Summary:
         (~pl.col("solved")).sum().alias("failed"),
         pl.col("seeds").max(),
         pl.col("optimised").drop_nulls().first(),
-        pl.col("image").filter("solved").sort().alias("names"),
+        pl.col("name").filter("solved").sort().alias("names"),
     )
     decode = _decoder(collection, keys)
     groups, names = [], []
@@ -185,11 +194,12 @@ def _decoder(collection: Collection, keys: Sequence[str]) -> Callable[[str, str 
 
 
 def _judged(groups: list[Group], names: list[tuple[str, ...]]) -> list[Group]:
-    """Mark the groups of a problem that have other images than its largest."""
+    """Mark the groups of a problem that have other images or seeds than its largest."""
     largest: dict[tuple[Any, ...], tuple[str, ...]] = {}
+    most: dict[tuple[Any, ...], tuple[int, int]] = {}
     for group, images in zip(groups, names, strict=True):
-        if len(images) > len(largest.get(group.problem, ())):
-            largest[group.problem] = images
+        if (size := (len(images), group.seeds)) > most.get(group.problem, (0, 0)):
+            largest[group.problem], most[group.problem] = images, size
     return [
         group if images == largest.get(group.problem, ()) else Group(**{**vars(group), "same_images": False})
         for group, images in zip(groups, names, strict=True)

@@ -8,16 +8,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .settings import Settings, name_of, text_of
-from .summary import BESIDE, HIGHER_IS_BETTER, OPTIMISED, OPTIMISED_MEANS, Group, Mean, Summary
+from .summary import BESIDE, COSTS, HIGHER_IS_BETTER, OPTIMISED, OPTIMISED_MEANS, UNRANKED, Group, Mean, Summary
 
 HEADINGS = {
     "psnr": "PSNR (dB)", "mse": "MSE", "ssim": "SSIM", "seconds": "s / image", "found": "found (share)",
+    "probability": "p(class)",
     "lpips_alex": "LPIPS (AlexNet)",
     "lpips_vgg": "LPIPS (VGG16)", "lpips_squeeze": "LPIPS (SqueezeNet)", "stlpips_alex": "ST-LPIPS (AlexNet)",
     "stlpips_vgg": "ST-LPIPS (VGG16)",
 }  # fmt: skip
 CUSTOMARY = {"psnr": 2, "ssim": 3}  # decimals, at least
-OTHER_IMAGES = "other or fewer images than the rest of its problem, not compared"
+OTHER_IMAGES = "other or fewer images or seeds than the rest of its problem, not compared"
 _LONG = 40  # rows that one page takes
 
 
@@ -41,25 +42,29 @@ class Table:
     notes: list[str]
 
 
-def tables(summary: Summary) -> Iterator[Table]:
-    """A table per task. A setting that is the same for all its groups, or all of a method, goes to the notes."""
-    best = {metric: summary.best(metric) for metric in summary.metrics}
+def tables(summary: Summary, costs: bool = True) -> Iterator[Table]:
+    """A table per task, with what it cost or without. A setting that is the same for all its groups, or all of a
+    method, goes to the notes."""
     for task in dict.fromkeys(group.problem[0] for group in summary.groups):
         groups = [group for group in summary.groups if group.problem[0] == task]
         values = [name for name in (*summary.metrics, *BESIDE) if any(name in group.means for group in groups)]
+        values = [name for name in values if costs or name not in COSTS]
         digits = {name: decimals([g.means[name] for g in groups if name in g.means], name) for name in values}
         some_failed = any(group.failed for group in groups)
+        best = {name: summary.best(name, digits[name]) for name in values if name in summary.metrics}
         some_fewer = len({group.images for group in groups}) > 1
+        some_seeds = len({group.seeds for group in groups}) > 1
         settings = [group.settings(summary) for group in groups]
         keys = [key for key in summary.keys if _differs(key, settings)]
         headings = [Cell(name_of(key, keys), number=_numeric(key, settings)) for key in keys]
-        headings += [Cell("images", number=True)] * some_fewer + [Cell("failed", number=True)] * some_failed
+        counts = {"images": some_fewer, "seeds": some_seeds, "failed": some_failed}
+        headings += [Cell(name, number=True) for name, shown in counts.items() if shown]
         headings += [Cell(heading(name), number=True) for name in values]
         blocks: list[list[list[Cell]]] = []
         last = None
         for group, values_of in zip(groups, settings, strict=True):
             row = [Cell(text_of(values_of[key], key)) for key in keys]
-            row += [Cell(str(group.images))] * some_fewer + [Cell(str(group.failed or ""))] * some_failed
+            row += [Cell(str(getattr(group, name) or "")) for name, shown in counts.items() if shown]
             for name in values:
                 shown = mean_text(group.means.get(name), digits[name], interval=name not in BESIDE)
                 shown += "" if group.same_images or name in BESIDE or name not in group.means else "†"
@@ -93,7 +98,8 @@ def _numeric(key: str, settings: Sequence[Settings]) -> bool:
 
 
 def _intervals(groups: Sequence[Group]) -> Iterator[str]:
-    seeds, counts = max(group.seeds for group in groups), {group.images for group in groups}
+    seeds, counts = min(group.seeds for group in groups), {group.images for group in groups}
+    seeds = seeds if seeds == max(group.seeds for group in groups) else 1  # else they have a column
     if counts == {1}:
         text = "One image"
     else:
@@ -124,7 +130,7 @@ def _protocols(summary: Summary, values: Sequence[str]) -> Iterator[str]:
 def heading(name: str, arrow: bool = True) -> str:
     """Of a metric or cost, with the direction in which it is better."""
     text = HEADINGS.get(name, name.replace("_", " "))
-    if not arrow or name in BESIDE:
+    if not arrow or name in (*BESIDE, *UNRANKED):
         return text
     return f"{text} {'↑' if name in HIGHER_IS_BETTER else '↓'}"
 
@@ -168,38 +174,50 @@ def _pipes(cells: Iterable[str]) -> str:
 
 
 def latex(summary: Summary, title: str) -> str:
-    """All tables as LaTeX, to be ``\\input``; needs booktabs, and longtable where a table is longer than a page."""
-    parts = [f"% {title}", "% \\usepackage{booktabs,longtable}", ""]
-    for table in tables(summary):
-        parts += _latex_table(table)
+    """All tables as LaTeX, to be ``\\input``, without costs; needs booktabs and graphicx. One that is too wide for its
+    column is made smaller, one that is too long for a page goes on in another."""
+    parts = [f"% {title}", "% \\usepackage{booktabs,graphicx}", ""]
+    for table in tables(summary, costs=False):
+        pages = _pages(table.blocks)
+        for number, blocks in enumerate(pages, start=1):
+            parts += _latex_table(table, blocks, number, len(pages))
     return "\n".join(parts)
 
 
-def _latex_table(table: Table) -> list[str]:
-    long = sum(map(len, table.blocks)) > _LONG
+def _pages(blocks: Sequence[list[list[Cell]]]) -> list[list[list[list[Cell]]]]:
+    """Blocks of rows, as many together as a page takes; one of more has pages of its own."""
+    pages: list[list[list[list[Cell]]]] = []
+    for block in blocks:
+        for start in range(0, len(block), _LONG):
+            part = block[start : start + _LONG]
+            if not pages or sum(map(len, pages[-1])) + len(part) > _LONG:
+                pages.append([])
+            pages[-1].append(part)
+    return pages
+
+
+def _latex_table(table: Table, blocks: Sequence[list[list[Cell]]], number: int, count: int) -> list[str]:
+    """One of ``count`` pages of a table; the first has its notes."""
     columns = "".join("r" if cell.number else "l" for cell in table.headings)
-    name = _escape(table.task.replace("_", " "))
-    caption = f"\\caption{{{name[:1].upper()}{name[1:]}. {' '.join(map(_escape, table.notes))}}}"
-    caption += f"\\label{{tab:{table.task.replace('_', '-')}}}"
+    name = _escape(table.task.replace("_", " ").capitalize())
+    part = f" (part {number} of {count})" if count > 1 else ""
+    notes = " ".join(map(_escape, table.notes)) if number == 1 else ""
+    label = f"tab:{table.task.replace('_', '-')}" + (f"-{number}" if number > 1 else "")
+    caption = f"\\caption{{{f'{name}{part}. {notes}'.strip()}}}\\label{{{label}}}"
     head = " & ".join(_escape(cell.text) for cell in table.headings) + r" \\"
     body: list[str] = []
-    for number, block in enumerate(table.blocks):
-        body += [r"\addlinespace"] if number else []
+    for block in blocks:
+        body += [r"\addlinespace"] if body else []
         for place, row in enumerate(block):
             cells = [_latex_cell(cell) for cell in row]
-            if place and not long:  # the problem is named once; a long table may break its page within a block
+            if place:  # the problem is named once
                 cells[: table.problem_columns] = [""] * table.problem_columns
             body.append(" & ".join(cells) + r" \\")
-    if long:
-        return [
-            r"{\footnotesize\setlength{\tabcolsep}{4pt}\setlength{\LTcapwidth}{\linewidth}",
-            f"\\begin{{longtable}}{{{columns}}}", f"{caption} \\\\", r"\toprule", head, r"\midrule", r"\endfirsthead",
-            r"\toprule", head, r"\midrule", r"\endhead", r"\bottomrule", r"\endfoot", *body, r"\end{longtable}}", "",
-        ]  # fmt: skip
     return [
         r"\begin{table}", r"\centering", caption, r"\medskip\footnotesize\setlength{\tabcolsep}{4pt}",
+        r"\resizebox{\ifdim\width>\linewidth \linewidth\else\width\fi}{!}{%",
         f"\\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule",
-        *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+        *body, r"\bottomrule", r"\end{tabular}}", r"\end{table}", "",
     ]  # fmt: skip
 
 

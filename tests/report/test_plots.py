@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from benchmarks.synthetic_sweep import Sweep
@@ -27,9 +30,76 @@ def named(summary: Summary) -> dict[str, Plot]:
 
 
 def test_a_plot_per_metric_and_swept_setting(summary: Summary):
-    swept = ("task.fraction", "task.noise.sigma", "method.radius", "seconds")
+    swept = ("task.fraction", "task.noise.sigma", "method.radius")  # costs hardly differ
     metrics = ("psnr", "mse", "ssim", "residual")
     assert set(named(summary)) == {f"{metric}-against-{x}" for metric in metrics for x in swept}
+
+
+def test_costs_that_hardly_differ_are_no_axis(tmp_path: Path):
+    for name, seconds in (("near", 1.05), ("far", 1.3)):
+        (first, second) = Sweep(fractions=(0.1,), radii=(0.1, 0.2), baseline=False).write(tmp_path / name)
+        change(second, seconds=seconds * rows(first)[0]["seconds"])
+        change(first, seconds=rows(first)[0]["seconds"])
+    assert "psnr-against-seconds" not in named(summarise(collect([tmp_path / "near"])))
+    assert "psnr-against-seconds" in named(summarise(collect([tmp_path / "far"])))
+
+
+def rows(point: Path) -> list[dict]:
+    return [json.loads(line) for line in (point / "results.jsonl").read_text().splitlines()]
+
+
+def change(point: Path, places: Sequence[int] | None = None, **fields) -> None:
+    """Other values in the rows of a point (of some images)."""
+    found = rows(point)
+    for place, row in enumerate(found):
+        if places is None or place in places:
+            row.update(fields)
+    for path in (point / "results.jsonl", *point.glob("batches/*.jsonl")):
+        path.write_text("".join(json.dumps(row) + "\n" for row in found))
+
+
+def test_what_tables_do_not_compare_is_not_drawn_and_that_is_said(tmp_path: Path):
+    points = Sweep(fractions=(0.1, 0.2), radii=(0.1, 0.2), baseline=False).write(tmp_path)
+    (curves,) = named(summarise(collect([tmp_path])))["psnr-against-task.fraction"].panels.values()
+    assert [len(curve.points) for curve in curves] == [2, 2]
+    for point in points[1::2]:
+        change(point, optimised=["ssim"])
+    change(points[0], places=[1], error="no", metrics={})
+    summary = summarise(collect([tmp_path]))
+    plot = named(summary)["psnr-against-task.fraction"]
+    (curves,) = plot.panels.values()
+    assert [[place for place, _ in curve.points] for curve in curves] == [[0.1, 0.2], [0.2]]
+    assert (
+        plot.note == "Not drawn: results of ilo with other or fewer images or seeds than the rest of their problem (†)."
+    )
+    plot = named(summary).get("ssim-against-task.fraction")
+    assert plot is None, "one point of each is left"
+
+
+def test_a_method_looks_alike_in_all_plots_of_a_report(tmp_path: Path):
+    Sweep(fractions=(0.05, 0.1), sigmas=(0.0,), radii=(0.1,)).write(tmp_path / "a")
+    Sweep(fractions=(0.05, 0.1), sigmas=(0.1,), radii=(0.1,), baseline=False).write(tmp_path / "b")
+    looks: dict[str, set] = {}
+    for plot in plots(summarise(collect([tmp_path]))):
+        figure = draw(plot)
+        for curve in {curve.label: curve for panel in plot.panels.values() for curve in panel}.values():
+            drawn = [line for axes in figure.axes for line in axes.lines if line.get_label() == curve.label]
+            looks.setdefault(curve.method, set()).update((line.get_color(), line.get_marker()) for line in drawn)
+    assert looks.keys() == {"csgm", "ilo"} and all(len(look) == 1 for look in looks.values())
+
+
+def test_no_ball_is_a_level_line_of_its_own(tmp_path: Path):
+    """Beside the curve of the same method over radii."""
+    *_, last = Sweep(fractions=(0.1,), radii=(0.1, 0.3, 0.5), baseline=False).write(tmp_path)
+    config = OmegaConf.load(last / "config.yaml")
+    config.method.radius = None
+    OmegaConf.save(config, last / "config.yaml")
+    plot = named(summarise(collect([tmp_path])))["psnr-against-method.radius"]
+    (curves,) = plot.panels.values()
+    assert [curve.label for curve in curves] == ["ilo, l1 radius none", "ilo"]
+    assert [[place for place, _ in curve.points] for curve in curves] == [[None], [0.1, 0.3]]
+    figure = draw(plot)
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"ilo", "ilo, l1 radius none"}
 
 
 def test_curves_are_the_means(summary: Summary):

@@ -107,6 +107,26 @@ def test_a_group_with_fewer_images_does_not_compete(tmp_path: Path):
     assert [group.solver for group in summary.best("psnr")] == [("ilo", 0.02)]
 
 
+def test_a_group_with_other_seeds_does_not_compete(tmp_path: Path):
+    """The noise of y is the seed's, too."""
+    Sweep(fractions=(0.1,), radii=(0.1,), seeds=(0, 1), baseline=False).write(tmp_path / "a")
+    Sweep(fractions=(0.1,), radii=(0.3,), seeds=(0,), baseline=False).write(tmp_path / "b")
+    for seed in (0, 1, 2):
+        Sweep(fractions=(0.2,), radii=(0.1, 0.3)[seed % 2 :][:1], seeds=(seed,), baseline=False).write(
+            tmp_path / f"c{seed}"
+        )
+    groups = {(g.problem[1], g.solver[1]): (g.seeds, g.same_images) for g in summary_of(tmp_path).groups}
+    assert groups == {(0.1, 0.1): (2, True), (0.1, 0.3): (1, False), (0.2, 0.1): (2, True), (0.2, 0.3): (1, False)}
+    assert summary_of(tmp_path).best("psnr") == []
+
+
+def test_what_is_written_alike_is_equally_good(tmp_path: Path):
+    Sweep(fractions=(0.1,), radii=(0.1, 0.3), baseline=False).write(tmp_path)
+    summary = summary_of(tmp_path)
+    (first, second) = (group.means["psnr"].value for group in summary.groups)
+    assert [len(summary.best("psnr", digits)) for digits in (-3, 12)] == [2, 1] and first != second
+
+
 def test_numbers_are_in_the_order_of_their_size(tmp_path: Path):
     Sweep(fractions=(0.1, 0.02, 0.005), radii=(0.5, 0.05, 0.1), baseline=False).write(tmp_path)
     summary = summary_of(tmp_path)
