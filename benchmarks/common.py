@@ -37,7 +37,7 @@ def row(case: str, metric: str, value: float, unit: str) -> Row:
 def setting_of(*overrides: str) -> Setting:
     """What ``python run.py OVERRIDES`` would run."""
     with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
-        return build(compose("config", overrides=list(overrides)))
+        return build(compose("config", overrides=["metrics.perceptual=none", *overrides]))
 
 
 def observed(setting: Setting, members: Sequence[int]) -> list[Observation]:

@@ -111,14 +111,16 @@ def _quiet_lightning() -> Iterator[None]:
 
 @dataclass
 class Fit:
-    """What one ``Trainer.fit`` came to. ``course``: the data fit ``(steps, B)``, without the last look; ``ends``: the
-    last point of every stage, on the CPU."""
+    """What one ``Trainer.fit`` came to. ``course``: the data fit ``(steps, B)``, without the last look; ``looks``: how
+    often the generator was evaluated without a gradient, beside ``evaluations``; ``ends``: the last point of every
+    stage, on the CPU."""
 
     best: BestIterate
     course: Tensor
     stages: list[int]
     seconds: float
     evaluations: int
+    looks: int
     ends: list[LatentPoint]
     posterior: PosteriorSamples | None
     broken: Exception | None
@@ -184,4 +186,5 @@ class Fits:
                 "StopIteration (next() of nothing?)"
             )
         course = torch.stack(history.fit).cpu() if history.fit else torch.zeros(0, problem.point.batch_size)
-        return Fit(best, course, history.stage, history.seconds, problem.evaluations, ends.points, posterior, broken)
+        return Fit(best, course, history.stage, history.seconds, problem.evaluations, problem.looks, ends.points,
+                   posterior, broken)  # fmt: skip

@@ -196,10 +196,10 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
     if config.perceptual.name != "none":
         if any(it and it.data_fit.get("perceptual") for it in (method, baseline)):
             perceptual = instantiate(config.perceptual, "perceptual", PerceptualFit)
-        else:
+        elif _typed("perceptual"):
             print(f"perceptual={config.perceptual.name}: not used, as {method.name} gives it no weight; "
                   "method.data_fit.perceptual=1 does", file=sys.stderr)  # fmt: skip
-    judges = judges_of(config)
+    judges = judges_of(config, generator.image_shape)
     shard = Shard.parse(config.data.get("shard"))
     operator, observations = build_observations(config, generator)
     return Setting(
@@ -266,9 +266,16 @@ def load_method(name: str = "ilo", *, depth: int | None = None, **fields: Any) -
         restore_gh_from_backup(around)
 
 
-def judges_of(config: DictConfig) -> list[PerceptualNet]:
-    """The networks that ``metrics.perceptual`` names; ``auto`` is ST-LPIPS, where its package is installed, with a
-    second network where the loss has the first. One that is the loss's too is read from the same file.
+def _typed(group: str) -> bool:
+    """Whether the command line chooses from a group, and not only an experiment."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return any(word.lstrip("+").startswith(f"{group}=") for word in words)
+
+
+def judges_of(config: DictConfig, shape: tuple[int, ...]) -> list[PerceptualNet]:
+    """The networks that ``metrics.perceptual`` names, for images ``(C, H, W)``; ``auto`` is ST-LPIPS, with a second
+    network where the loss has the first, and none where its package isn't installed or the images are too small. One
+    that is the loss's too is read from the same file.
 
     Raises:
         RunError: if there is none of a name.
@@ -283,14 +290,15 @@ def judges_of(config: DictConfig) -> list[PerceptualNet]:
 
     def opened(name: str) -> PerceptualNet:
         trunk = loss.get("trunk") if name == loss.get("name") else None
-        return PerceptualNet.open(name, trunk, size=section.get("size"), field="metrics.perceptual")
+        net = PerceptualNet.open(name, trunk, size=section.get("size"), field="metrics.perceptual")
+        net.check_size(shape, f"metrics.perceptual={name}: images of", "metrics.size")
+        return net
 
     if names == [AUTO]:
         names = ["stlpips_vgg", "stlpips_alex"] if loss.get("name") == "stlpips_alex" else ["stlpips_alex"]
         try:
             return [opened(name) for name in names]
-        except PerceptualError as error:
-            print(f"metrics.perceptual=auto: no perceptual distance is reported ({error})", file=sys.stderr)
+        except PerceptualError:
             return []
     for name in names:
         if name not in (*NETS, "none"):

@@ -31,6 +31,10 @@ PROTOCOLS: dict[str, str] = {
         "root of the weighted mean of (A(x) - y)² over the observed entries, in units of y; x as saved, not clipped; "
         "needs no truth"
     ),
+    "probability": (
+        "that the classifier gives the class asked for (without one, the likeliest of y), for A of the picture clipped "
+        "to [-1, 1]; needs no truth"
+    ),
 }
 """Of a perceptual distance: ``PerceptualNet.protocol``."""
 
@@ -92,6 +96,13 @@ def residual(prediction: Tensor, measurement: Measurement) -> Tensor:
     from .losses import mean_squared_error
 
     return mean_squared_error(prediction.detach().double(), measurement.to(prediction.device, torch.float64)).sqrt()
+
+
+def probability(given: Tensor, asked: Tensor) -> Tensor:
+    """Of the probabilities that a classifier gives, ``(B, K)``, that of the likeliest class in ``asked`` ``(1 or B,
+    K)``: ``(B,)`` in float64. See `PROTOCOLS`."""
+    classes = asked.to(given.device).argmax(dim=1, keepdim=True)
+    return given.detach().double().gather(1, classes.expand(len(given), 1))[:, 0]
 
 
 def perceptual(x: Tensor, truth: Tensor, nets: Iterable[PerceptualNet]) -> dict[str, list[float]]:

@@ -77,7 +77,9 @@ class InverseProblem(pl.LightningModule):
         self.restraint = restraint
         self.at_once = at_once
         self.evaluations = 0
-        """Generator evaluations spent so far on every image of the batch."""
+        """Generator evaluations with a gradient, spent so far on every image of the batch."""
+        self.looks = 0
+        """Those without."""
         self.last_fit: Tensor | None = None
         """Data fit ``(B,)`` of the point before the latest update."""
         self.last_loss: Tensor | None = None
@@ -203,12 +205,15 @@ class InverseProblem(pl.LightningModule):
         )
 
     def forward(self, point: LatentPoint) -> Tensor:
-        """Images of a point; counts as one evaluation."""
-        self.evaluations += 1
+        """Images of a point; counts as one evaluation, or one look."""
+        if torch.is_grad_enabled():
+            self.evaluations += 1
+        else:
+            self.looks += 1
         return decode(self.generator, point, self.at_once)
 
     def evaluate(self, step: int | None = None) -> Tensor:
-        """Loss ``(B,)`` of the current point; counts as one evaluation.
+        """Loss ``(B,)`` of the current point; counts as one evaluation, or one look.
 
         Args:
             step: of the stage, which says how much noise is laid on the code; None: none, as after the last step.

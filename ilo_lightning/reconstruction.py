@@ -54,20 +54,26 @@ def reconstruction_of(
     points, steps, fits = best.points, best.step.view(images, copies).cpu(), best.fit.cpu()
     depth = [[point.layer for point in points[i * copies : (i + 1) * copies]] for i in range(images)]
     layers = [stage.layer for stage in method.schedule.stages]
-    stages, seconds, evaluations = list(search.stages), search.seconds, search.evaluations * copies
+    stages, seconds = list(search.stages), search.seconds
+    evaluations, looks = search.evaluations * copies, search.looks * copies
     final = [points[i] for i in chosen]
+    kept: list[int | None] = [int(steps[i, copy]) for i, copy in enumerate(ranked.tolist())]
     fit, course = fits[chosen], search.course[:, chosen]
     if search.posterior is not None:
-        evaluations += -(-search.posterior.count // 3)  # the samples' pictures, as below
+        looks += search.posterior.count
     if selection is not None:
-        evaluations += -(-(copies + 1) // 3)  # looks without a gradient, a third of an evaluation each
+        looks += copies + 1
         final, fit = [selection.point.select([i]) for i in range(images)], selection.fit.cpu()
-    if refit is not None and refit.best.fit is not None:
+        kept = [None] * images
+    if refit is not None and refit.best.fit is not None and refit.best.step is not None:
         final, fit = refit.best.points, refit.best.fit.cpu()
+        kept = [len(search.course) + step for step in refit.best.step.tolist()]
         course = torch.cat([course, refit.course])
         stages += [len(layers)] * len(refit.stages)
         layers.append(final[0].layer)
         seconds, evaluations = seconds + refit.seconds, evaluations + refit.evaluations
+        looks += refit.looks
+    evaluations += -(-looks // 3)  # without a gradient, a third of an evaluation each
     solutions = [
         Solution(
             final[image].to("cpu"),
@@ -83,6 +89,7 @@ def reconstruction_of(
                 "seconds": round(seconds, 3),
                 "stage": stages,
                 "layers": layers,
+                "kept": {"layer": final[image].layer, "step": kept[image], **_ball(kept[image], stages, method)},
                 "generator": dict(generator.provenance),
                 **_ranked(int(ranked[image]), method, selection is not None),
                 **({"selection": selection.info(image, method, depth[image], steps[image])} if selection else {}),
@@ -128,6 +135,14 @@ def _ranked(copy: int, method: Method, selected: bool) -> dict[str, Any]:
         **({"restart": copy // count} if method.restarts > 1 else {}),
         **({"radius": method.candidates[copy % count]} if method.candidates else {}),
     }
+
+
+def _ball(step: int | None, stages: Sequence[int], method: Method) -> dict[str, float]:
+    """On a single path, the radius of the activation's ball in the stage of the point that was kept."""
+    if step is None or method.candidates:
+        return {}
+    radii = method.schedule[stages[max(step, 1) - 1]].radii if stages and not method.selects else {}
+    return {"radius": radii["activation"]} if "activation" in radii else {}
 
 
 def _found(fit: Tensor, method: Method) -> dict[str, bool]:

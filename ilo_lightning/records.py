@@ -76,14 +76,14 @@ def write_image(
             for number, pictures in enumerate(reconstruction.strip):
                 save_png(pictures[place].nan_to_num(nan=0.0), target / f"stage-{number}{suffix}.png")
         title = f"{method.name}: result" if method is setting.method else method.name
-        panels.append(_panel(title, decoded, scores.get("psnr")))
+        panels.append(_panel(title, decoded, scores.get("psnr"), scores.get("probability")))
         outcomes[method.name] = {
             "method": method.name,
             "metrics": scores,
             **{name: solution.info[name] for name in ("data_fit", "evaluations", "seconds")},
             **{
                 name: solution.info[name]
-                for name in ("found", "restart", "radius", "selection")
+                for name in ("found", "restart", "radius", "kept", "selection")
                 if name in solution.info
             },
             "stages": stages,
@@ -150,9 +150,17 @@ def _scores(setting: Setting, image: Tensor, truth: Tensor | None, measurement: 
         values |= metrics.perceptual(image, truth.to(image.device), setting.judges)
     predicted = setting.operator(image.to(device_of(setting.operator)))
     values["residual"] = metrics.residual(predicted, measurement).tolist()
+    if setting.target is not None or setting.operator.classifier is not None:
+        seen = setting.operator(image.clamp(-1, 1).to(device_of(setting.operator)))
+        if setting.target is not None:
+            given, asked = setting.target.probabilities(seen), setting.target.target
+        else:
+            given, asked = seen, measurement.y
+        values["probability"] = metrics.probability(given, asked).tolist()
     return {name: finite_or_none(value[0]) for name, value in values.items()}
 
 
-def _panel(title: str, image: Tensor, psnr: float | None = None) -> Panel:
+def _panel(title: str, image: Tensor, psnr: float | None = None, probability: float | None = None) -> Panel:
     note = "" if psnr is None else f"{psnr:.2f} dB"
+    note = note if probability is None else f"p {probability:.2f}"
     return Panel(title, to_uint8(image.nan_to_num(nan=0.0)).permute(1, 2, 0).numpy(), note)

@@ -53,9 +53,7 @@ def main(arguments: Sequence[str]) -> int:
             images = load_images(options.truth, generator.image_shape)
         except DataError as error:
             raise RunError(f"--truth: {error}".replace("data.path=", "", 1)) from error
-        judges = judges_of(config)
-        for net in judges:
-            net.check_size(generator.image_shape, f"metrics.perceptual={net.name}: images of", "metrics.size")
+        judges = judges_of(config, generator.image_shape)
     except REFUSALS as error:
         return refuse(error)
     try:

@@ -124,9 +124,6 @@ class Setting:
                 f"metrics.perceptual={','.join(names)}: the network that {field} {method.name} optimises would be the "
                 f"only one that judges it; add another: metrics.perceptual=[{','.join([*names, other])}]"
             )
-        for net in self.judges:
-            shape = self.generator.image_shape
-            net.check_size(shape, f"metrics.perceptual={net.name}: images of", "metrics.size")
 
     def _check_probabilities(self, field: str, method: Method) -> None:
         """Refuse a cross-entropy of what are no probabilities, and a target that nothing pursues."""

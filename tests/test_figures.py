@@ -135,6 +135,8 @@ def test_a_face_of_a_class(classifier: Classifier, tmp_path: Path):
         probability = classifier(decoded[-1][None])[0, 949]
         assert row["data_fit"] == pytest.approx(-float(probability.log()), rel=1e-3, abs=1e-5)
         assert row["data_fit"] < 0.5 * float(solution.history[0])
+        shown = classifier(decoded[-1][None].clamp(-1, 1))[0, 949]
+        assert row["metrics"]["probability"] == pytest.approx(float(shown), rel=1e-3)
     assert not torch.equal(*decoded)  # each attempt has a start of its own
 
 
@@ -161,6 +163,7 @@ def test_morphing_is_a_path_away_from_the_reference(classifier: Classifier, tmp_
     likely = classifier(images)[:, 949].tolist()
     assert all(after > before for before, after in pairwise(likely))
     assert likely[-1] > 0.02 > 1000 * likely[0]
+    assert row["metrics"]["probability"] == pytest.approx(likely[-1], rel=0.05), "of the picture before it was rounded"
 
 
 @pytest.mark.parametrize(

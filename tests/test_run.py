@@ -162,9 +162,10 @@ def test_the_default_chooses_and_says_what(checkpoint: Path, pictures: Path, tmp
         assert chosen["how"] == "stacking" and chosen["radii"] == [0.02, 0.05, 0.1, 0.2, 0.4, 1]
         assert sum(chosen["weights"]) == pytest.approx(1, abs=1e-3) and chosen["held_out_residual"] > 0
         assert [stage["layer"] for stage in row["stages"]] == [0, 1, 2, chosen["layer"]]
-        assert row["evaluations"] == 6 * 13 + 3 + 5
+        assert row["evaluations"] == 6 * 12 + 4 + 5  # 6 + 7 + 1 looks
         solution = Solution.load(tmp_path / row["folder"] / "solution.safetensors")
         assert solution.point.layer == chosen["layer"] and len(solution.history) == 12 + 4
+        assert row["kept"]["layer"] == chosen["layer"] and 12 <= row["kept"]["step"] <= 16
     assert not list((tmp_path / "batches").glob("*.ckpt"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -246,12 +247,57 @@ def test_the_solution_is_what_selection_and_refit_say():
         assert len(a.history) == method.steps == 8 + 4 and len(b.history) == 8
         assert a.info["layers"] == [0, 1, 2, chosen["layer"]]
         # 8 steps and a last look of 2 copies, three looks without a gradient, 4 steps of the refit and its last look
-        assert a.info["evaluations"] == 2 * 9 + 1 + 5
+        assert a.info["evaluations"] == 2 * 8 + 4 + 2  # 2 + 3 + 1 looks
         seen = measurement.select([KEYS.index(a.info["key"])])
         for solution in (a, b):
             expected = float(fit_of(generator, operator, seen, solution.point))
             assert solution.info["data_fit"] == pytest.approx(expected, rel=1e-9)
     assert method.evaluations == 2 * 8 + 4
+
+
+def test_the_residual_is_of_what_was_held_out_and_of_nothing_else(monkeypatch: pytest.MonkeyPatch):
+    """Of the mean of the candidates' images, computed anew from their points; and on the fitted part it is another."""
+    generator, operator, measurement = problem()
+    made: dict[str, Any] = {}
+    original = Selection.make.__func__
+
+    def spy(cls, generator, operator, measurement, held, method, data_fit, found, at_once=None):
+        made.update(held=held, found=found)
+        made["selection"] = original(cls, generator, operator, measurement, held, method, data_fit, found, at_once)
+        return made["selection"]
+
+    monkeypatch.setattr(Selection, "make", classmethod(spy))
+    solutions = solve(generator, operator, measurement, automatic(), KEYS).solutions
+    held, copies = made["held"], 2
+    whole = measurement.weight.expand_as(held.weight)
+    assert ((held.weight == 0) | (held.weight == whole)).all() and held.weight.any()
+    for image, solution in enumerate(solutions):
+        with torch.no_grad():
+            pictures = [generator(made["found"][image * copies + copy]) for copy in range(copies)]
+            weights = made["selection"].weights[image].tolist()
+            mean = sum(weight * picture for weight, picture in zip(weights, pictures, strict=True))
+            errors = (operator(mean) - measurement.y[image : image + 1]).square()
+        expected, fitted = (
+            float((errors * part).sum() / part.expand_as(errors).sum()) ** 0.5
+            for part in (held.weight[image : image + 1], (whole - held.weight)[image : image + 1])
+        )
+        assert solution.info["selection"]["held_out_residual"] == pytest.approx(expected, rel=1e-6)
+        assert abs(fitted / expected - 1) > 1e-3
+
+
+def test_what_was_kept_is_where_the_history_says(monkeypatch: pytest.MonkeyPatch):
+    """Layer and step of the solution: on a path with the radius of its stage's ball, after a refit counted on."""
+    generator, operator, measurement = problem()
+    for solution in solve(generator, operator, measurement, automatic(), KEYS).solutions:
+        kept = solution.info["kept"]
+        assert kept["layer"] == solution.point.layer and 8 <= kept["step"] <= 8 + 4 and "radius" not in kept
+    for solution in solve(generator, operator, measurement, automatic(refit=False), KEYS).solutions:
+        assert solution.info["kept"] == {"layer": solution.point.layer, "step": None}
+    path = automatic(radius=[0.1, 0.2, 0.3], radii={}, select=None, refit=False)
+    for solution in solve(generator, operator, measurement, path, KEYS).solutions:
+        kept, fits = solution.info["kept"], [*solution.history.tolist(), solution.info["data_fit"]]
+        assert fits[kept["step"]] == min(fits) and kept["layer"] == solution.point.layer
+        assert kept["radius"] == [0.1, 0.2, 0.3][solution.info["stage"][kept["step"] - 1]]
 
 
 def fit_of(generator, operator, measurement: Measurement, point: LatentPoint) -> Tensor:

@@ -55,10 +55,17 @@ class TargetFit:
     classifier: Classifier
     target: Tensor
 
-    def __call__(self, prediction: Tensor, measurement: Measurement) -> Tensor:
+    def probabilities(self, prediction: Tensor) -> Tensor:
+        """Of all classes, ``(B, K)``."""
+        return self._logits(prediction).softmax(dim=1)
+
+    def _logits(self, prediction: Tensor) -> Tensor:
         if self.classifier.weight.device != prediction.device:
             self.classifier.to(prediction.device)
-        logits = self.classifier.logits(prediction)
+        return self.classifier.logits(prediction)
+
+    def __call__(self, prediction: Tensor, measurement: Measurement) -> Tensor:
+        logits = self._logits(prediction)
         return F.cross_entropy(logits, self.target.to(logits).expand_as(logits), reduction="none")
 
 

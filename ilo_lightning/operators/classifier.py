@@ -154,7 +154,7 @@ class Classifier(ForwardOperator):
             length = min(max(value, 0.0), 1.0) * width
             if length >= 1:
                 draw.rectangle((0, place * row + row * 0.1, length - 1, place * row + row * 0.9), fill=(140, 190, 240))
-            if font is not None:
+            if font is not None and value > 0:
                 text = f"{100 * value:.0f}% {self.classes[index]}"
                 draw.text((2, (place + 0.5) * row), text, fill="black", font=font, anchor="lm")
         levels = torch.frombuffer(

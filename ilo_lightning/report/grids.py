@@ -27,14 +27,15 @@ class Grid:
         name: of its file.
         title: the problem.
         columns: titles, from the measurement to the truth.
-        rows: per image, column to (picture's path below the report's folder, PSNR in dB or None).
+        rows: per image, column to (picture's path below the report's folder, what is said of it: the PSNR, or, where
+            there was a classifier, the probability of the class).
         note: what is left out.
     """
 
     name: str
     title: str
     columns: list[str] = field(default_factory=list)
-    rows: dict[str, dict[str, tuple[str, float | None]]] = field(default_factory=dict)
+    rows: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
     note: str = ""
 
 
@@ -42,7 +43,7 @@ def grids(
     collection: Collection, summary: Summary, units: Sequence[Unit], pictures: Sequence[Comparison]
 ) -> list[Grid]:
     """One per problem with several methods or images to compare. Of several seeds the first is shown."""
-    psnr = _psnr(collection) if "psnr" in collection.metrics else {}
+    said = _said(collection)
     problem_keys = [key for key in summary.problem_keys if key != "task"]
     solver_keys = [key for key in summary.solver_keys if key not in ("method", "code", "protocol")]
     found: dict[str, Grid] = {}
@@ -65,11 +66,11 @@ def grids(
             grid.columns += [each for each in (*titles, column) if each not in grid.columns]
             row = grid.rows.setdefault(comparison.image, {})
             for each, path in zip(titles, stages, strict=True):
-                row.setdefault(each, (path, None))
+                row.setdefault(each, (path, ""))
             for name, path in ((MEASURED, comparison.measurement), (TRUTH, comparison.truth)):
                 if path:
-                    row.setdefault(name, (path, None))
-            row.setdefault(column, (comparison.solved[method], psnr.get((number, comparison.image, method))))
+                    row.setdefault(name, (path, ""))
+            row.setdefault(column, (comparison.solved[method], said.get((number, comparison.image, method), "")))
     shown = [grid for grid in found.values() if len(grid.columns) > 1 or len(grid.rows) > 1]
     trimmed = [_trimmed(grid) for grid in shown[:GRIDS]]
     if len(shown) > GRIDS:
@@ -77,9 +78,14 @@ def grids(
     return trimmed
 
 
-def _psnr(collection: Collection) -> dict[tuple[int, str, str], float]:
-    rows = collection.rows.select("number", "image", "method", "psnr").drop_nulls()
-    return {(number, image, method): value for number, image, method, value in rows.iter_rows()}
+def _said(collection: Collection) -> dict[tuple[int, str, str], str]:
+    """What is written under a picture."""
+    found: dict[tuple[int, str, str], str] = {}
+    for metric, form in (("psnr", "{:.2f} dB"), ("probability", "p {:.2f}")):
+        if metric in collection.metrics:
+            rows = collection.rows.select("number", "image", "method", metric).drop_nulls()
+            found |= {(number, image, method): form.format(value) for number, image, method, value in rows.iter_rows()}
+    return found
 
 
 def _trimmed(grid: Grid) -> Grid:
@@ -114,14 +120,14 @@ def drawn(grid: Grid, folder: Path, problems: list[Problem]) -> bytes:
             if line == 0:
                 axes.set_title(_wrapped(column), fontsize=7, pad=3)
             if column in row:
-                path, psnr = row[column]
+                path, said = row[column]
                 try:
                     with Image.open(folder / path) as picture:
                         axes.imshow(picture.convert("RGB"), interpolation="nearest")
                 except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a damaged PNG
                     problems.append(Problem(f"{grid.title}, {column}: a picture is damaged ({error})", lost=True))
-                if psnr is not None:
-                    axes.text(0.5, -0.02, f"{psnr:.2f} dB", fontsize=7, ha="center", va="top", transform=axes.transAxes)
+                if said:
+                    axes.text(0.5, -0.02, said, fontsize=7, ha="center", va="top", transform=axes.transAxes)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

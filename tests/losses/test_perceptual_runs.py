@@ -53,7 +53,7 @@ def test_one_network_is_the_loss_and_another_the_metric(tmp_path: Path, capsys: 
 
     assert command.report([str(tmp_path / "run"), "-o", str(tmp_path / "report")]) == 0
     table = (tmp_path / "report" / "tables.md").read_text()
-    assert "ST-LPIPS (AlexNet) ↓" in table and "residual ↓" in table and "‡: by the network" in table
+    assert "ST-LPIPS (AlexNet) ↓" in table and "residual |" in table and "‡: by the network" in table
     (marked,) = [line for line in table.splitlines() if "‡ |" in line]
     assert marked.startswith("| ilo ") and marked.count("‡") == 1
     assert command.collect([str(tmp_path / "run"), "-o", str(tmp_path / "all.csv")]) == 0
@@ -61,13 +61,17 @@ def test_one_network_is_the_loss_and_another_the_metric(tmp_path: Path, capsys: 
 
 
 def test_auto_is_what_is_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    shape = (3, 64, 64)
     config = OmegaConf.create({"metrics": {"perceptual": "auto", "size": None}})
-    assert [net.name for net in judges_of(config)] == ["stlpips_alex"] and not capsys.readouterr().err
+    assert [net.name for net in judges_of(config, shape)] == ["stlpips_alex"]
+    assert judges_of(config, (3, 16, 16)) == [], "too small"
+    resized = OmegaConf.create({"metrics": {"perceptual": "auto", "size": 64}})
+    assert [net.name for net in judges_of(resized, (3, 16, 16))] == ["stlpips_alex"]
     for loss, judges in (("stlpips_alex", ["stlpips_vgg", "stlpips_alex"]), ("stlpips_vgg", ["stlpips_alex"])):
-        assert [net.name for net in judges_of(OmegaConf.merge(config, {"perceptual": {"name": loss}}))] == judges
+        given = OmegaConf.merge(config, {"perceptual": {"name": loss}})
+        assert [net.name for net in judges_of(given, shape)] == judges
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert judges_of(config) == []
-    assert "metrics.perceptual=auto: no perceptual distance is reported" in capsys.readouterr().err
+    assert judges_of(config, shape) == [] and capsys.readouterr().err == ""
 
 
 def test_measured_first_and_scored_later(tmp_path: Path):
