@@ -29,6 +29,8 @@ PROTOCOLS = {
     "residual": "root of the weighted mean of (A(x) - y)² over the observed entries",
 }
 
+KEPT = {"layer": 0, "step": 200}
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -93,7 +95,9 @@ class Sweep:
             rng = np.random.default_rng([index, seed, round(1e4 * task["fraction"])])
             difficulty = rng.normal(0, 1.5)
 
-            def outcome(method: str, gain: float, rng=rng, difficulty=difficulty) -> dict[str, Any]:
+            def outcome(
+                method: str, gain: float, kept: dict[str, Any], rng=rng, difficulty=difficulty
+            ) -> dict[str, Any]:
                 psnr = 24 + 4 * np.log10(task["fraction"] / 0.1) - 20 * task["noise"]["sigma"] + gain + difficulty
                 psnr = float(psnr + rng.normal(0, 0.3))
                 scores = {"mse": 10 ** (-psnr / 10), "psnr": psnr, "ssim": 1 / (1 + np.exp(-psnr / 10 + 2))}
@@ -103,6 +107,7 @@ class Sweep:
                     "data_fit": float(rng.uniform(0.1, 0.5)),
                     "evaluations": 201,
                     "seconds": round(float(rng.uniform(20, 30)), 3),
+                    "kept": kept,
                     "stages": [{"layer": layer, "steps": 50, "psnr": psnr - 3 + layer} for layer in range(4)],
                 }
 
@@ -112,9 +117,13 @@ class Sweep:
                 "index": index,
                 "digest": _digest(name),
                 "task": task["name"],
-                **outcome(config["method"]["name"], 2 - abs(np.log10(radius / 0.1))),
+                **outcome(
+                    config["method"]["name"],
+                    2 - abs(np.log10(radius / 0.1)),
+                    {"layer": 3, "step": 200, "radius": radius},
+                ),
                 "protocols": PROTOCOLS,
-                "baseline": outcome("csgm", 0.0) if config.get("baseline") else None,
+                "baseline": outcome("csgm", 0.0, KEPT) if config.get("baseline") else None,
                 "seed": seed,
                 "operator_seed": 0,
                 "versions": {

@@ -87,7 +87,7 @@ def test_small_images_have_no_ssim():
 
 def test_every_metric_has_a_protocol():
     x = images(1, 3, 16, 16)
-    assert {*evaluate(x, x), "residual"} == set(PROTOCOLS)
+    assert {*evaluate(x, x), "residual", "probability"} == set(PROTOCOLS)
     assert not any("\n" in description for description in PROTOCOLS.values())
 
 
