@@ -269,6 +269,7 @@ CASES: dict[str, list[Case]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_every_row_of_the_table(tmp_path: Path):
     cases = [(row, *case) for row, found in CASES.items() for case in found]

@@ -145,6 +145,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "noise.npz"
 
 
+@pytest.mark.slow
 def test_regimes_resumed_are_regimes_uninterrupted(script, pictures: Path, tmp_path: Path):
     regimes = script("regimes")
     cells, methods = ["denoising/0.3", "super_resolution/32"], ["csgm_mse", "three_phase"]

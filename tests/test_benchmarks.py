@@ -172,6 +172,7 @@ def test_generator(repository: Path, tmp_path: Path):
     assert values["frechet_thumbnails"] > values["frechet_thumbnails_floor"] > 0
 
 
+@pytest.mark.slow
 def test_l1_projection(cpu_kernels, repository: Path, tmp_path: Path):
     arguments = ["--coordinates", "1000", "100000", "--repeats=1"]
     record = run("l1_projection.py", *arguments, repository=repository, json_path=tmp_path / "l1.json")

@@ -90,8 +90,9 @@ def test_experiments_say_how_to_run_them(path: Path):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [(name, None) for name in SWEEPS]
-    + [(name, size) for name in FIGURES for size in ("small",)]
+    [("figure2_curves", "small"), (SWEEPS[0], None)]
+    + [pytest.param(name, None, marks=pytest.mark.slow) for name in SWEEPS[1:]]
+    + [pytest.param(name, "small", marks=pytest.mark.slow) for name in FIGURES if name != "figure2_curves"]
     + [pytest.param(name, "full", marks=pytest.mark.slow) for name in FIGURES],
 )
 def test_every_point_of_a_shipped_sweep_can_be_built(name: str, size: str | None, tmp_path: Path):

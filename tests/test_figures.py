@@ -75,6 +75,7 @@ def test_an_option_that_some_grids_have(tmp_path: Path, capsys: pytest.CaptureFi
     assert "sizes.small.factors=4,16: an experiment has one size; give other values" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     common = ["experiment=figure2_curves", "size=full", "task=denoising", "method=csgm_mse", "method.evaluations=1"]
     assert main([*common, "trainer=cpu", f"hydra.sweep.dir={tmp_path / 'full'}"]) == 0

@@ -160,6 +160,7 @@ def test_without_slurm_nobody_knows(tmp_path: Path, monkeypatch):
     assert slurm.is_unfinished(["4711"]) and not slurm.requeue("4711")
 
 
+@pytest.mark.slow
 def test_a_process_stopped_by_sigusr2_goes_on_where_it_was(checkpoint: Path, pictures: Path, tmp_path: Path):
     long = ["method.steps=[60,60,60]", "checkpoint_every_seconds=0.05", "data.limit=1"]
     command = [

@@ -262,6 +262,7 @@ def test_noise_regularity_against_loops():
         assert found == pytest.approx(total, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_every_penalty_has_the_gradient_of_its_value():
     generator = small_stylegan2(16)
     point = generator.advance(generator.sample(rngs(0)), 1)

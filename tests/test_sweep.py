@@ -160,6 +160,7 @@ def test_shards_that_are_none_and_points_given_twice(checkpoint: Path, pictures:
     assert "hydra.sweep.subdir" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_force_does_it_anew_and_once(checkpoint: Path, pictures: Path, tmp_path: Path):
     command = sweep(checkpoint, pictures, f"hydra.sweep.dir={tmp_path}", "seed=0,1")
     assert main(command) == 0

@@ -74,6 +74,7 @@ def test_auto_is_what_is_installed(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert judges_of(config, shape) == [] and capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_measured_first_and_scored_later(tmp_path: Path):
     """`ilo score` takes the networks from the run's configuration, and says which was optimised."""
     assert measure([f"hydra.run.dir={tmp_path / 'y'}"]) == 0

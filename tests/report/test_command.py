@@ -135,6 +135,7 @@ def test_another_number_of_images_is_refused(limit: str, little: Path, capsys: p
     assert end.value.code == 2 and "a whole number" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pictures_that_are_packed_are_shown(real_sweep: Path):
     """With `pack=true` they are in a zip file per batch."""
     found = []
