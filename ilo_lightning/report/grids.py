@@ -61,7 +61,7 @@ def grids(
             words = [f"{name_of(key, summary.keys)} {text_of(settings[key], key)}"
                      for key in solver_keys if settings.get(key) is not None]  # fmt: skip
             column = ", ".join([method, *words])
-            stages = comparison.path if role == "method" else []
+            stages = comparison.path[:-1] if role == "method" else []  # where the path ends the solution is
             titles = [f"{column}, stage {number}" for number in range(1, len(stages) + 1)]
             grid.columns += [each for each in (*titles, column) if each not in grid.columns]
             row = grid.rows.setdefault(comparison.image, {})

@@ -67,8 +67,6 @@ def gather(collection: Collection, units: Sequence[Unit], limit: int | None, fol
         if measurement or truth or solved:
             stages = (store.add(run, row, f"stage-{number}.png") for number in itertools.count())
             path = [name for name in itertools.takewhile(bool, stages) if name]
-            if path and path[-1] in solved.values():  # where the path ends
-                path.pop()
             found.append(Comparison(row["unit"], row["image"], measurement, truth, solved, path))
     return found
 
