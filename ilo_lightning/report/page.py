@@ -16,7 +16,7 @@ from .grids import Grid
 from .pictures import Comparison
 from .plots import INK, Plot
 from .settings import flat, name_of, text_of
-from .summary import BESIDE, HIGHER_IS_BETTER, OPTIMISED, OPTIMISED_MEANS, Mean, Summary, mixed, swept
+from .summary import BESIDE, HIGHER_IS_BETTER, OPTIMISED, OPTIMISED_MEANS, UNRANKED, Mean, Summary, mixed, swept
 from .sweep import DONE, FAILED, STATES
 from .typeset import HEADINGS, decimals
 from .units import Unit
@@ -274,7 +274,7 @@ def _table(collection: Collection, units: Sequence[Unit]) -> tuple[list[dict[str
         there = [mean for mean in means if mean]
         if not there:
             continue
-        better = None if name in BESIDE else "higher" if name in HIGHER_IS_BETTER else "lower"
+        better = None if name in (*BESIDE, *UNRANKED) else "higher" if name in HIGHER_IS_BETTER else "lower"
         column = {"label": HEADINGS.get(name, name.replace("_", " ")), "kind": "mean", "better": better}
         column |= {"digits": decimals(there, name), "interval": name not in BESIDE}
         marks = [[OPTIMISED] if name in (record["optimised"] or "").split(",") else [] for record in records]

@@ -8,7 +8,7 @@ the intervals are over images.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .collect import Collection, protocols_of
@@ -88,8 +88,9 @@ class Summary:
         found = []
         for groups in rivals.values():
             values = [round(group.means[metric].value, digits) for group in groups]
+            best = choose(values)
             if len(groups) > 1:
-                found += [group for group, value in zip(groups, values, strict=True) if value == choose(values)]
+                found += [group for group, value in zip(groups, values, strict=True) if value == best]
         return found
 
 
@@ -195,13 +196,12 @@ def _decoder(collection: Collection, keys: Sequence[str]) -> Callable[[str, str 
 
 def _judged(groups: list[Group], names: list[tuple[str, ...]]) -> list[Group]:
     """Mark the groups of a problem that have other images or seeds than its largest."""
-    largest: dict[tuple[Any, ...], tuple[str, ...]] = {}
-    most: dict[tuple[Any, ...], tuple[int, int]] = {}
+    largest: dict[tuple[Any, ...], tuple[int, int, tuple[str, ...]]] = {}
     for group, images in zip(groups, names, strict=True):
-        if (size := (len(images), group.seeds)) > most.get(group.problem, (0, 0)):
-            largest[group.problem], most[group.problem] = images, size
+        own = (len(images), group.seeds, images)
+        largest[group.problem] = max(largest.get(group.problem, own), own, key=lambda each: each[:2])
     return [
-        group if images == largest.get(group.problem, ()) else Group(**{**vars(group), "same_images": False})
+        group if images == largest[group.problem][2] else replace(group, same_images=False)
         for group, images in zip(groups, names, strict=True)
     ]
 
