@@ -18,8 +18,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ilo_lightning import identity
+from ilo_lightning.building import build
 from ilo_lightning.files import write_atomically
-from ilo_lightning.job import build
 from ilo_lightning.method import Method
 from ilo_lightning.observations import Observation, observe
 from ilo_lightning.setting import Setting

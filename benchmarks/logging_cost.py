@@ -32,9 +32,10 @@ import numpy as np
 from common import Limit, Row, publish, row
 from hydra import compose, initialize_config_module
 
+from ilo_lightning.building import build
 from ilo_lightning.callbacks import Curves
 from ilo_lightning.callbacks.progress import QuietDisplay
-from ilo_lightning.job import build, build_log
+from ilo_lightning.job import build_log
 from ilo_lightning.loggers import RunLog
 from ilo_lightning.pipeline import run
 

@@ -11,10 +11,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .building import load_method
     from .generators.base import LatentPoint, LayeredGenerator
     from .generators.checkpoints import load_generator
     from .generators.stylegan2 import StyleGAN2
-    from .job import load_method
     from .method import Method
     from .problem import InverseProblem
     from .schedule import Schedule, Stage
@@ -48,7 +48,7 @@ _MODULE_OF = {
     "Stage": ".schedule",
     "StyleGAN2": ".generators.stylegan2",
     "load_generator": ".generators.checkpoints",
-    "load_method": ".job",
+    "load_method": ".building",
     "solve": ".solve",
 }
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from .building import build_observations, generator_of
 from .data.images import DataError, save_png
 from .errors import one_line
 from .exit_codes import DONE, REFUSED, SOME_FAILED
 from .files import write_atomically
-from .job import REFUSALS, build_observations, generator_of, refuse
+from .job import REFUSALS, refuse
 from .observations import Observation, header
 from .operators.base import ForwardOperator
 from .rehearsal import rehearse_operator

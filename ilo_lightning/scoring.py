@@ -15,12 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from . import metrics
+from .building import generator_of, judges_of
 from .data.images import DataError, Image, Images, load_images
 from .errors import one_line
 from .exit_codes import DONE, SOME_FAILED
 from .files import unpacked, write_atomically
 from .generators.base import LayeredGenerator
-from .job import REFUSALS, generator_of, judges_of, refuse
+from .job import REFUSALS, refuse
 from .losses import PerceptualNet
 from .report.table import print_scores
 from .setting import RunError

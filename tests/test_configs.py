@@ -15,9 +15,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from ilo_lightning.building import build, load_method
 from ilo_lightning.generators.checkpoints import save_generator
 from ilo_lightning.identity import identity
-from ilo_lightning.job import build, build_log, load_method
+from ilo_lightning.job import build_log
 from ilo_lightning.method import Method
 from ilo_lightning.pipeline import parts_of
 from ilo_lightning.sweeps.plan import alternatives

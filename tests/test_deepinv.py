@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 deepinv = pytest.importorskip("deepinv", reason="deepinv is in the test extra: pip install -e '.[test]'")
 
 from ilo_lightning import identity  # noqa: E402
+from ilo_lightning.building import load_method  # noqa: E402
 from ilo_lightning.checks import operators as checks  # noqa: E402
 from ilo_lightning.deepinv import from_deepinv, reconstructor  # noqa: E402
-from ilo_lightning.job import load_method  # noqa: E402
 from ilo_lightning.main import main  # noqa: E402
 from ilo_lightning.method import Method  # noqa: E402
 from ilo_lightning.method_config import method_from_config  # noqa: E402

@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
+from ilo_lightning.building import load_method
 from ilo_lightning.compatibility import check_method
 from ilo_lightning.generators.base import LatentPoint, variable_of
 from ilo_lightning.generators.sequential import SequentialGenerator
 from ilo_lightning.generators.stylegan2 import LARGER
-from ilo_lightning.job import load_method
 from ilo_lightning.losses import mean_squared_error
 from ilo_lightning.losses.penalties import PENALTIES, PenaltyError, geocross
 from ilo_lightning.method import Method

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ilo_lightning import metrics, scoring
+from ilo_lightning.building import judges_of
 from ilo_lightning.generators.checkpoints import load_generator
-from ilo_lightning.job import judges_of
 from ilo_lightning.losses import NETS, PerceptualNet
 from ilo_lightning.main import main, measure
 from ilo_lightning.method_config import method_from_config

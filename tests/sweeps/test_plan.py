@@ -9,8 +9,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from ilo_lightning.building import build
 from ilo_lightning.identity import identity
-from ilo_lightning.job import build
 from ilo_lightning.pipeline import parts_of
 from ilo_lightning.sweeps.plan import (
     Plan,
