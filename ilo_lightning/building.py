@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from . import identity
 from .data.images import load_images
 from .errors import first_line, one_line
 from .generators.base import LayeredGenerator
-from .losses import NETS, PerceptualError, PerceptualFit, PerceptualNet, TargetFit
+from .losses import NETS, PerceptualFit, PerceptualNet, TargetFit, check_size
 from .method import Method
 from .method_config import AUTO
 from .observations import MODES, Measured, Observations, Requested, Simulated
@@ -189,11 +190,11 @@ def judges_of(config: DictConfig, shape: tuple[int, ...]) -> list[PerceptualNet]
         net.check_size(shape, f"metrics.perceptual={name}: images of", "metrics.size")
         return net
 
+    check_size(section.get("size"), "metrics")
     if names == [AUTO]:
         names = ["stlpips_vgg", "stlpips_alex"] if loss.get("name") == "stlpips_alex" else ["stlpips_alex"]
-        try:
-            return [opened(name) for name in names]
-        except PerceptualError:
+        smallest = section.get("size") or min(shape[1:])
+        if importlib.util.find_spec("stlpips_pytorch") is None or any(smallest < NETS[name].minimum for name in names):
             return []
     for name in names:
         if name not in (*NETS, "none"):

@@ -35,7 +35,7 @@ def from_deepinv(physics: Any, image_shape: Sequence[int], intensities: bool = F
     Returns:
         A linear operator for a ``LinearPhysics`` that gets images as they are, with ``A_adjoint`` as adjoint; for one
         that gets intensities, an affine one. Of a linear physics, entries of y that are 0 for every image have weight
-        0, as in inpainting.
+        0, as in inpainting. ``measures_pictures`` is found out by a try; it can be set afterwards.
 
     Raises:
         ValueError: if it is no physics, or A fails on images of that shape, gives something else, or mixes the images
@@ -60,7 +60,7 @@ def from_deepinv(physics: Any, image_shape: Sequence[int], intensities: bool = F
         raise ValueError(f"task.operator.physics: A of this {name} is 0 for every image")
     weight = observed.float() if linear and not bool(observed.all()) else None
     kind = LinearPhysicsOperator if linear and not intensities else PhysicsOperator
-    operator = kind(own, shape, tuple(y.shape[1:]), weight, intensities)
+    operator = kind(own, shape, tuple(y.shape[1:]), weight, intensities, _gives_pictures(own, y, shape))
     operator.affine = linear
     return operator
 
@@ -75,12 +75,13 @@ class PhysicsOperator(ForwardOperator):
         output_shape: tuple[int, ...],
         weight: Tensor | None,
         intensities: bool,
+        gives_pictures: bool,
     ) -> None:
         super().__init__(input_shape, output_shape, weight)
         self.physics = physics
         self.intensities = intensities
-        self._gives_pictures = len(output_shape) == 3 and output_shape[0] == input_shape[0]
-        self.measures_pictures = self._gives_pictures and not intensities
+        self._gives_pictures = gives_pictures
+        self.measures_pictures = gives_pictures and not intensities
         self._copies: dict[torch.dtype, Any] = {}
 
     def forward(self, image: Tensor) -> Tensor:
@@ -226,6 +227,20 @@ def _dry_run(physics: Any, shape: tuple[int, int, int], intensities: bool) -> Te
         raise ValueError(f"{what} gives an image another y in a batch than alone, or at every call: images of a batch "
                          "must not influence each other, and A must be fixed")  # fmt: skip
     return y
+
+
+def _gives_pictures(physics: Any, y: Tensor, shape: tuple[int, int, int]) -> bool:
+    """Whether y looks like pictures: as many channels, no more pixels along an axis, and what is white inside the upper
+    left quarter of the image is there, mostly, in y. Projections and spectra have it everywhere."""
+    if y.ndim != 4 or y.shape[1] != shape[0] or any(y.shape[axis] > shape[axis - 1] for axis in (2, 3)):
+        return False
+    (_, height, width), (rows, columns) = shape, y.shape[2:]
+    images = torch.zeros(2, *shape, device=y.device)
+    images[1, :, height // 8 : -(-3 * height // 8), width // 8 : -(-3 * width // 8)] = 1
+    with torch.no_grad():
+        black, white = _measure(physics, images)
+    change = (white - black).square()
+    return bool(change[:, : -(-rows // 2), : -(-columns // 2)].sum() > 0.9 * change.sum())
 
 
 def _cast(physics: Any, dtype: torch.dtype) -> Any:

@@ -57,8 +57,16 @@ def without_places(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any
         name = f"{prefix}{key}"
         if name in _TOLD or _names_a_file(value):
             continue
-        kept[key] = without_places(value, f"{name}.") if isinstance(value, Mapping) else value
+        kept[key] = _told(value, name)
     return kept
+
+
+def _told(value: Any, name: str) -> Any:
+    if isinstance(value, Mapping):
+        return without_places(value, f"{name}.")
+    if isinstance(value, list):  # the parts of a composition, the blocks of a generator
+        return [_told(entry, f"{name}.{place}") for place, entry in enumerate(value)]
+    return value
 
 
 def _names_a_file(value: Any) -> bool:
@@ -76,10 +84,12 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines ``key: old -> new`` for every entry in which two nested mappings differ."""
+    """Lines ``key: old -> new`` for every entry in which two nested mappings differ; in lists the key is a number."""
     lines: list[str] = []
     for key in sorted({*old, *new}):
         a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and any(isinstance(v, Mapping) for v in a):
+            a, b = ({str(place): entry for place, entry in enumerate(entries)} for entries in (a, b))
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += differences(a, b, f"{name}.")
         elif a != b:

@@ -232,7 +232,13 @@ def _section(task: Any, name: str) -> dict[str, Any]:
     """A part of a task's configuration, such as ``operator`` or ``noise``; of a mask, the content counts and not the
     path."""
     section = task.get(name) if isinstance(task, Mapping) else None
-    return {key: value for key, value in section.items() if key != "mask"} if isinstance(section, Mapping) else {}
+    return _without_masks(section) if isinstance(section, Mapping) else {}
+
+
+def _without_masks(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_masks(inner) for key, inner in value.items() if key != "mask"}
+    return [_without_masks(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _remedy(info: Mapping[str, Any]) -> str:

@@ -221,10 +221,12 @@ class InverseProblem(pl.LightningModule):
         stage, point = self.stage, self.point
         if step is not None and stage.jitter:
             point = self._jittered(point, step)
-        image = self(point)
-        prediction = self.operator(image)
         data_fit = self.data_fits[self.stage_index]
-        fit = data_fit(prediction, self.measurement)
+        image = self(point)
+        with torch.autocast(image.device.type, enabled=False):  # y was measured, and fits are ranked, in full precision
+            image = image.to(torch.promote_types(image.dtype, torch.float32))
+            prediction = self.operator(image)
+            fit = data_fit(prediction, self.measurement)
         loss = fit
         if stage.floor:
             loss = loss.clamp_min(stage.floor)

@@ -130,7 +130,8 @@ class Setting:
         weight, name = method.data_fit["cross_entropy"], type(self.operator).__name__
         if weight and self.target is None and self.operator.classifier is None:
             raise RunError(
-                f"{field}.data_fit.cross_entropy={weight:g}: what {name} gives are no probabilities of classes; use "
+                f"{field}.data_fit.cross_entropy={weight:g}: what {name} gives are no probabilities of classes, and "
+                f"task.classifier names none; use "
                 f"{field}.data_fit.cross_entropy=0, or task=classifier or task=morphing"
             )
         if not weight and self.target is not None:
@@ -138,7 +139,8 @@ class Setting:
                 f"{field}.data_fit.cross_entropy=0: nothing pursues the class that the task names; give it weight, or "
                 "use task=denoising"
             )
-        if weight and self.target is not None and tuple(self.operator.output_shape) != self.operator.input_shape:
+        same_shape = tuple(self.operator.output_shape) == self.operator.input_shape
+        if weight and self.target is not None and not (same_shape and self.operator.measures_pictures):
             raise RunError(f"task.operator: {name} gives no picture that task.classifier could look at")
 
     def data_fits(self, method: Method) -> list[WeightedFit]:

@@ -156,6 +156,12 @@ def test_pictures():
     rows = from_deepinv(OTHERS["RandomPhaseRetrieval"](), SHAPE)
     shown = rows.picture(rows(x))
     assert shown.shape == (2, 1, 9, 9) and shown.min() == -1 and shown.max() == 1
+    # A sinogram has channels and two axes, too, and is none.
+    for name in ("Inpainting", "BlurFFT", "Downsampling"):
+        assert from_deepinv(LINEAR[name](), SHAPE).measures_pictures
+    for angles in (8, 16):
+        sinogram = P.Tomography(angles, img_width=16, circle=True, normalize=True)
+        assert not from_deepinv(sinogram, SHAPE).measures_pictures
 
 
 def test_the_same_mask_gives_the_same_reconstruction_as_our_operator():
@@ -266,6 +272,19 @@ def test_the_reconstructor_reconstructs():
         first = reconstructor(generator, csgm(1), seed=2)(y, physics)
     error = (physics.A(found) - y).square().flatten(1).sum(1)
     assert (error < 0.7 * (physics.A(first) - y).square().flatten(1).sum(1)).all()
+
+
+@pytest.mark.parametrize("name", ["RandomPhaseRetrieval", "Downsampling", "Decolorize"])
+def test_the_reconstructor_takes_any_physics(name: str):
+    """Complex, smaller or grey measurements."""
+    generator, physics = small_stylegan2(dtype=torch.float32), ALL[name]()
+    with torch.no_grad():
+        truth = (generator(generator.sample(rngs(100, 101), "z")).clamp(-1, 1) + 1) / 2
+        y = theirs(physics, truth)
+        first, found = (reconstructor(generator, csgm(steps), seed=2)(y, physics) for steps in (1, 30))
+        errors = [(theirs(physics, x) - y).square().flatten(1).sum(1) for x in (first, found)]
+    assert found.shape == truth.shape and found.min() >= 0 and found.max() <= 1
+    assert (errors[1] < 0.7 * errors[0]).all()
 
 
 def test_a_linear_physics_of_intensities_is_affine():

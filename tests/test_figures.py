@@ -180,6 +180,14 @@ def test_morphing_is_a_path_away_from_the_reference(classifier: Classifier, tmp_
             "method.data_fit.cross_entropy=1: what Inpainting gives are no probabilities of classes",
         ),
         (
+            [
+                *(*MORPHING, "task.operator._target_=ilo_lightning.operators.PhaseRetrieval"),
+                "+task.operator.oversampling=1",
+            ],
+            "task.operator: PhaseRetrieval gives no picture that task.classifier could look at",
+        ),
+        ([*MORPHING, "task.classifier=null"], "and task.classifier names none"),
+        (
             ["task=morphing", "task.classifier.weights=nowhere.pth"],
             "task.classifier.weights=nowhere.pth",
         ),

@@ -73,6 +73,19 @@ def test_differences_lists_nested_changes():
     assert differences(old, old) == []
 
 
+def test_differences_looks_into_lists_of_parts():
+    old, new = ({"parts": [{"a": 1}, {"size": size, "b": [1, 2]}]} for size in (3, 4))
+    assert differences(old, new) == ["parts.1.size: 3 -> 4"]
+    assert differences(old, {"parts": [{"a": 1}]})[0].startswith("parts: [")
+
+
+def test_of_parts_contents_count_and_no_places(tmp_path: Path):
+    mask = tmp_path / "mask.png"
+    mask.write_bytes(b"")
+    told = [without_places({"parts": [{"size": 3, "mask": where}]}) for where in (str(mask), f"{tmp_path}/./mask.png")]
+    assert told[0] == told[1] == {"parts": [{"size": 3}]}
+
+
 def test_differences_lists_what_came_and_went():
     assert differences({"a": 1, "b": {"c": 2}}, {"b": 3, "d": "x"}) == [
         "a: 1 -> null",

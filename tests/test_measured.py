@@ -172,6 +172,34 @@ def test_a_measurement_behind_another_mask_is_refused(checkpoint: Path, pictures
     assert main(measured(checkpoint, tmp_path / "y", tmp_path / "b", f"task.mask={masks[0]}", "method.steps=1")) == 0
 
 
+def test_of_a_mask_in_a_composition_the_content_counts(checkpoint: Path, pictures: Path, tmp_path: Path, capfd):
+    """Not its name: measured behind one file, solved with a copy of it; another mask is refused."""
+    masks = []
+    for index, row in enumerate((0, 0, 1)):
+        mask = np.full((16, 16), 255, np.uint8)
+        mask[row] = 0
+        masks.append(write(mask, tmp_path / f"mask{index}.png"))
+    target = "_target_: ilo_lightning.operators"
+    task = [
+        "task=denoising",
+        "task.name=blurred_and_masked",
+        "task.operator._target_=ilo_lightning.operators.compose",
+    ]
+
+    def parts(mask: Path) -> str:
+        blur = f"{{{target}.GaussianBlur, _partial_: true, sigma: 1}}"
+        return f"+task.operator.operators=[{blur}, {{{target}.Inpainting, _partial_: true, mask: '{mask}'}}]"
+
+    assert measure([*arguments(checkpoint, pictures, tmp_path / "y"), *task, parts(masks[0]), "data.limit=1"]) == 0
+    given = [*task, "method.steps=1"]
+    run = tmp_path / "run"
+    assert main(measured(checkpoint, tmp_path / "y", run, *given, parts(masks[1]))) == 0
+    assert main(measured(checkpoint, tmp_path / "y", run, *given, parts(masks[0]))) == 0, "the same run"
+    capfd.readouterr()
+    assert main(measured(checkpoint, tmp_path / "y", tmp_path / "other", *given, parts(masks[2]))) == 2
+    assert "another mask" in capfd.readouterr().err
+
+
 def test_what_is_no_measurement_is_refused(checkpoint: Path, pictures: Path, tmp_path: Path, capfd):
     foreign = tmp_path / "foreign.safetensors"
     save_file({"y": torch.zeros(3)}, foreign)

@@ -13,7 +13,15 @@ from ilo_lightning.generators.base import variable_of
 from ilo_lightning.losses import mean_squared_error
 from ilo_lightning.method import Method
 from ilo_lightning.method_config import method_from_config
-from ilo_lightning.operators import GaussianNoise, Inpainting, Measurement, PartialCirculant, measure
+from ilo_lightning.operators import (
+    GaussianCompressedSensing,
+    GaussianNoise,
+    Inpainting,
+    Measurement,
+    PartialCirculant,
+    measure,
+)
+from ilo_lightning.problem import InverseProblem
 from ilo_lightning.schedule import ScheduleError
 from ilo_lightning.solve import SolveError, solve
 from tests.networks import rngs, small_stylegan2
@@ -262,3 +270,19 @@ def test_a_gpu_computes_what_the_cpu_computes():
         torch.testing.assert_close(a.history, b.history, rtol=1e-8, atol=0)
         for name, tensor in b.point.tensors.items():
             torch.testing.assert_close(a.point[name], tensor, rtol=1e-6, atol=1e-9)
+
+
+def test_in_mixed_precision_only_the_generator_is_computed_in_less():
+    """What A makes of its image, and the fit, are those of float32, as y is."""
+    generator = small_stylegan2(dtype=torch.float32)
+    operator = GaussianCompressedSensing(generator.image_shape, fraction=0.3)
+    measurement = measure(operator, GaussianNoise(0.05), generator(generator.sample(rngs(5), "z")), rngs(0))
+    mixed = InverseProblem(generator, operator, measurement, ilo().schedule, generator.sample(rngs(1)))
+    with torch.autocast("cpu", torch.bfloat16):
+        image = mixed(mixed.point).detach()
+        mixed.evaluate().sum().backward()
+    exact = mixed(mixed.point).detach()
+    assert float((image - exact).abs().max()) > 1e-4, "it is computed in less"
+    expected = mean_squared_error(operator(image.float()), measurement)
+    torch.testing.assert_close(mixed.last_fit, expected.detach(), rtol=1e-6, atol=0)
+    assert all(bool(p.grad.isfinite().all()) for p in mixed.variables.values() if p.grad is not None)

@@ -2,7 +2,7 @@
 
 from .data_fit import DataFit, DeadZone, TargetFit, WeightedFit, cross_entropy, data_fits, mean_squared_error
 from .penalties import deviation
-from .perceptual import PerceptualFit, PerceptualNet
+from .perceptual import PerceptualFit, PerceptualNet, check_size
 from .trunks import NETS, PerceptualError
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "PerceptualNet",
     "TargetFit",
     "WeightedFit",
+    "check_size",
     "cross_entropy",
     "data_fits",
     "deviation",

@@ -13,10 +13,22 @@ from .trunks import NETS, PerceptualError, Weights, load
 
 KINDS = ("lpips", "features")
 MASKED = ("fill", "mask")
+LARGEST = 4096
+"""Pixels of the smaller side to which pictures may be resized."""
 
 # ImageNet's mean and standard deviation, which the trunks were trained with, for pixels in [-1, 1].
 _MEAN = (-0.030, -0.088, -0.188)
 _DEVIATION = (0.458, 0.448, 0.450)
+
+
+def check_size(size: object, section: str) -> None:
+    """Refuse what is no size to which pictures could be resized.
+
+    Raises:
+        PerceptualError: naming ``section.size`` and what it can be.
+    """
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= LARGEST):
+        raise PerceptualError(f"{section}.size={size}: expected null or a number of pixels in 1 … {LARGEST}, e.g. 256")
 
 
 class PerceptualNet(nn.Module):
@@ -68,8 +80,7 @@ class PerceptualNet(nn.Module):
         section = field.partition(".")[0]
         if kind not in KINDS:
             raise PerceptualError(f"{section}.kind={kind}: expected one of {', '.join(KINDS)}")
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise PerceptualError(f"{section}.size={size}: expected null or a whole number of pixels, such as 256")
+        check_size(size, section)
         if size is not None and name in NETS and size < NETS[name].minimum:
             raise PerceptualError(
                 f"{section}.size={size}: {name} needs pictures of at least {_square(NETS[name].minimum)} pixels"

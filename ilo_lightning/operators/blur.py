@@ -30,7 +30,10 @@ class Blur(LinearOperator):
 
     def __init__(self, image_shape: Sequence[int], kernel: Tensor | Sequence[Sequence[float]]) -> None:
         shape = check_image_shape(image_shape)
-        taps = torch.as_tensor(kernel, dtype=torch.float64)
+        try:
+            taps = torch.as_tensor(kernel, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"task.kernel={kernel}: expected rows of numbers, all equally long ({error})") from error
         if taps.ndim != 2 or not all(size % 2 for size in taps.shape):
             raise ValueError(f"task.kernel of shape {tuple(taps.shape)}: expected (height, width), both odd")
         if not bool((taps.isfinite() & (taps >= 0)).all()) or not bool(taps.sum() > 0):
@@ -39,7 +42,7 @@ class Blur(LinearOperator):
             if reach >= size:
                 raise ValueError(
                     f"task.kernel of shape {tuple(taps.shape)}: reaches {reach} pixels, and the image is {size} pixels "
-                    "long; take a smaller blur"
+                    "long; take a smaller kernel"
                 )
         super().__init__(shape, shape)
         self.register_buffer("_kernel", (taps / taps.sum()).to(torch.float32))
@@ -69,6 +72,9 @@ class GaussianBlur(Blur):
     def __init__(self, image_shape: Sequence[int], sigma: float = 2.0) -> None:
         if not is_number(sigma) or sigma <= 0:
             raise ValueError(f"task.sigma={sigma!r}: expected a finite number of pixels > 0")
+        largest = (min(check_image_shape(image_shape)[1:]) - 1) / 4
+        if sigma > largest:
+            raise ValueError(f"task.sigma={sigma:g}: reaches beyond the image's mirror image; use at most {largest:g}")
         reach = math.ceil(4 * sigma)
         taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
         super().__init__(image_shape, taps[:, None] * taps)
@@ -91,6 +97,9 @@ class MotionBlur(Blur):
             raise ValueError(f"task.length={length!r}: expected a finite number of pixels > 0")
         if not is_number(angle):
             raise ValueError(f"task.angle={angle!r}: expected a finite number of degrees")
+        largest = 2 * (min(check_image_shape(image_shape)[1:]) - 2)
+        if length > largest:
+            raise ValueError(f"task.length={length:g}: reaches beyond the image's mirror image; use at most {largest}")
         super().__init__(image_shape, path_kernel(float(length), math.radians(angle)))
 
 

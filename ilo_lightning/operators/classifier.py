@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -103,8 +105,14 @@ class Classifier(ForwardOperator):
         return {name: t.to(dtype) for name, t in state.items() if t.is_floating_point() and t.dtype != dtype}
 
     def forward(self, image: Tensor) -> Tensor:
-        """Probabilities ``(B, K)``."""
-        return self.logits(image).softmax(dim=1).to(image.dtype)
+        """Probabilities ``(B, K)``, at least about 1e-38 each (float32).
+
+        Where they would be less, too, ``d log p`` is that of the logits, so that a class which the network rules out
+        can still be approached.
+        """
+        logs = self.logits(image).log_softmax(dim=1)
+        least = math.log(torch.finfo(logs.dtype).tiny) + 1
+        return (logs + (logs.clamp_min(least) - logs).detach()).exp().to(image.dtype)
 
     def index(self, target: str | int) -> int:
         """The number of a class, from that or its name (in small or capital letters, if that leaves one).
@@ -175,13 +183,15 @@ def _network(
         if weights is None:
             return net, None, Normalisation()
         found = read(weights, type(network).__name__)
-        return _fill(net, found.tensors, f"task.operator.weights={weights}"), found, Normalisation()
+        tensors = _renamed(found.tensors, net)
+        return _fill(net, tensors, f"task.operator.weights={weights}"), found, Normalisation()
     _check_name(network)
     found = read(weights, network)
     net = _build(network, None)
-    count = _count(net, found.tensors)
+    tensors = _renamed(found.tensors, net)
+    count = _count(net, tensors)
     net = net if count is None else _build(network, count)
-    _fill(net, found.tensors, f"task.operator.weights={'null' if weights is None else weights}", network)
+    _fill(net, tensors, f"task.operator.weights={'null' if weights is None else weights}", network)
     return net, found, _usual(network, net)
 
 
@@ -240,6 +250,18 @@ def _count(net: nn.Module, tensors: Mapping[str, Tensor]) -> int | None:
     return counts.pop() if len(counts) == 1 else None
 
 
+def _renamed(tensors: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """By the names of today: torchvision's files of DenseNet and of vision transformers have older ones."""
+    expected = net.state_dict()
+
+    def today(name: str) -> str:
+        new = re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name)
+        new = re.sub(r"\.mlp\.linear_([12])\.", lambda found: f".mlp.{3 * int(found[1]) - 3}.", new)
+        return new if new in expected else name
+
+    return {today(name): tensor for name, tensor in tensors.items()}
+
+
 def _fill(net: nn.Module, tensors: Mapping[str, Tensor], where: str, label: str | None = None) -> nn.Module:
     expected, given = _shapes(net.state_dict()), _shapes(tensors)
     differing = [name for name in {**expected, **given} if expected.get(name) != given.get(name)]
@@ -248,16 +270,21 @@ def _fill(net: nn.Module, tensors: Mapping[str, Tensor], where: str, label: str 
             f"{name} is {given.get(name, 'not there')}, expected {expected.get(name, 'none')}" for name in differing[:3]
         )
         raise ValueError(f"{where}: not the weights of {label or type(net).__name__}: {told}")
-    net.load_state_dict(dict(tensors), strict=False)
+    state = net.state_dict()  # with the version of its layout, without which MNASNet refuses
+    state.update(tensors)
+    net.load_state_dict(state)
     return net
 
 
 def _three(name: str, values: object) -> Tensor:
-    """Three numbers as float32; positive ones for ``std``."""
+    """Three numbers as float32, in [0, 1] for ``mean`` and positive for ``std``."""
     listed = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
-    if len(listed) != 3 or not all(is_number(value) and (name == "mean" or value > 0) for value in listed):
-        kind = "numbers" if name == "mean" else "positive numbers"
-        raise ValueError(f"task.operator.{name}={values!r}: expected null or three {kind}, for pixels in [0, 1]")
+    if len(listed) != 3 or not all(is_number(v) and (0 <= v <= 1 if name == "mean" else v > 0) for v in listed):
+        kind = "numbers in [0, 1]" if name == "mean" else "positive numbers"
+        raise ValueError(
+            f"task.operator.{name}={values!r}: expected null or three {kind}, for pixels in [0, 1]; divide levels of "
+            "0 … 255 by 255"
+        )
     return torch.tensor([float(value) for value in listed], dtype=torch.float32)
 
 

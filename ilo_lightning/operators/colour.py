@@ -30,7 +30,10 @@ class Greyscale(LinearOperator):
     def __init__(self, image_shape: Sequence[int]) -> None:
         channels, height, width = check_image_shape(image_shape)
         if channels != 3:
-            raise ValueError(f"image_shape={list(image_shape)}: only images with 3 channels can be coloured")
+            raise ValueError(
+                f"task.operator: images of shape {(channels, height, width)} have no colours to give back; "
+                "colourisation is for a generator of 3 channels"
+            )
         super().__init__((channels, height, width), (1, height, width))
         self.register_buffer("_weights", torch.tensor(REC_601)[:, None, None])
 

@@ -23,7 +23,8 @@ def compose(image_shape: Sequence[int], operators: Sequence[Callable[..., Forwar
 
     Returns:
         A linear operator if all of them are linear. Entries of y count as the last one says; what an inner one doesn't
-        observe is 0 for the next.
+        observe is 0 for the next. y is a picture if what every one of them gives is; a part that is made for pictures
+        in [-1, 1], such as JPEG, takes anything of an image's shape for one.
 
     Raises:
         ValueError: if there is none, one is already built, or one gets something that is no image.
@@ -54,7 +55,7 @@ class Composition(ForwardOperator):
     def __init__(self, parts: Sequence[ForwardOperator]) -> None:
         super().__init__(parts[0].input_shape, parts[-1].output_shape, parts[-1].weight)
         self.parts = nn.ModuleList(parts)
-        self.measures_pictures = parts[-1].measures_pictures
+        self.measures_pictures = all(part.measures_pictures for part in parts)
         self.keeps_range = all(part.keeps_range for part in parts)
         self.affine = all(part.affine for part in parts)
         self.can_hold_out = parts[-1].can_hold_out

@@ -151,7 +151,8 @@ def _mask_of(mask: str | Path | Tensor | np.ndarray, size: tuple[int, int]) -> T
         observed = mask.cpu().clone() if isinstance(mask, Tensor) else torch.from_numpy(mask.copy())
     if tuple(observed.shape) != size:
         raise ValueError(
-            f"{field}: the mask has (height, width) {tuple(observed.shape)}, the image {size}; make them equal"
+            f"{field}: the mask has (height, width) {tuple(observed.shape)}, the image {size}; resize the mask to "
+            f"{size[1]}×{size[0]} pixels (width × height)"
         )
     if not bool(observed.any()):
         raise ValueError(f"{field}: the mask is black everywhere; leave some pixels to observe (white)")

@@ -97,9 +97,9 @@ class PoissonNoise(NoiseModel):
     def check(self, operator: ForwardOperator) -> None:
         if not operator.keeps_range:
             raise ValueError(
-                f"task.noise=PoissonNoise: what {type(operator).__name__} measures can be negative, and is no number "
-                "of photons; use task/noise=gaussian, or a task whose y are intensities, such as inpainting, "
-                "denoising, or super_resolution with task.kernel=area"
+                f"task.noise=PoissonNoise: what {type(operator).__name__} measures is not known to be an intensity in "
+                "[-1, 1], of which photons could be counted; use task/noise=gaussian, or a task whose y are "
+                "intensities, such as inpainting, denoising, or super_resolution with task.kernel=area"
             )
 
     def forward(self, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:

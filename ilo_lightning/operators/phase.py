@@ -11,6 +11,9 @@ from torch import Tensor
 from ..randomness import generator_for
 from .base import ForwardOperator, check_image_shape, check_seed, is_number
 
+LARGEST = 64
+"""Oversampling; from 2 to 4 on, more says little."""
+
 
 class PhaseRetrieval(ForwardOperator):
     """``y = |F P D v|`` of the intensities ``v = (x + 1) / 2``, channel by channel.
@@ -20,7 +23,7 @@ class PhaseRetrieval(ForwardOperator):
 
     Args:
         image_shape: (C, H, W).
-        oversampling: number of measured magnitudes per pixel, at least 1; each axis is padded by its square root,
+        oversampling: number of measured magnitudes per pixel, in 1 … 64; each axis is padded by its square root,
             rounded up to whole pixels. For real images 2 and more leave only a sign open, which v >= 0 settles.
         seed: of the phases, shared by all images.
 
@@ -32,8 +35,8 @@ class PhaseRetrieval(ForwardOperator):
 
     def __init__(self, image_shape: Sequence[int], oversampling: float = 4.0, seed: int = 0) -> None:
         channels, height, width = check_image_shape(image_shape)
-        if not is_number(oversampling) or oversampling < 1:
-            raise ValueError(f"task.oversampling={oversampling!r}: expected a finite number, at least 1")
+        if not is_number(oversampling) or not 1 <= oversampling <= LARGEST:
+            raise ValueError(f"task.oversampling={oversampling!r}: expected a number in 1 … {LARGEST}")
         padded = [math.ceil(size * math.sqrt(oversampling) - 1e-9) for size in (height, width)]
         super().__init__((channels, height, width), (channels, *padded))
         rng = generator_for(check_seed(seed), "phase retrieval")

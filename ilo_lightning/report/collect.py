@@ -118,12 +118,14 @@ def _records(point: Point, number: int) -> Iterator[Row]:
                 stages = {
                     f"stages.{place}.psnr": stage.get("psnr") for place, stage in enumerate(outcome.get("stages") or [])
                 }
+                kept = outcome.get("kept") or {}
                 yield common | {
                     "role": role,
                     "method": outcome.get("method"),
                     "metrics": outcome["metrics"],
                     **{name: outcome.get(name) for name in ("data_fit", "found", "evaluations", "seconds")},
                     "held_out_residual": (outcome.get("selection") or {}).get("held_out_residual"),
+                    **{f"kept.{name}": kept.get(name) for name in ("layer", "step", "radius")},
                     **stages,
                     "optimised": ",".join(outcome.get("optimised") or []) or None,
                     "fault": outcome.get("fault") or row.get("fault"),
@@ -154,8 +156,8 @@ def _schema() -> dict[str, Any]:
     text, number, whole = pl.String(), pl.Float64(), pl.Int64()
     names = {
         pl.Boolean(): ("found",),
-        whole: ("number", "index", "seed", "operator_seed", "batch", "batch_size"),
-        number: ("data_fit", "held_out_residual", "evaluations", "seconds"),
+        whole: ("number", "index", "seed", "operator_seed", "batch", "batch_size", "kept.layer", "kept.step"),
+        number: ("data_fit", "held_out_residual", "evaluations", "seconds", "kept.radius"),
         text: ("task", "method", "role", "image", "digest", "code", "version", "commit", "torch", "python", "machine",
                "threads", "finished", "protocol", "folder", "error", "fault", "optimised"),
     }  # fmt: skip

@@ -312,12 +312,18 @@ def check_row(row: Any) -> None:
 
 
 def _check_outcome(outcome: Row) -> None:
-    metrics, stages = outcome.get("metrics"), outcome.get("stages") or []
+    metrics, stages, optimised = outcome.get("metrics"), outcome.get("stages") or [], outcome.get("optimised") or []
+    kept, selection = outcome.get("kept") or {}, outcome.get("selection") or {}
     if type(metrics) is not dict or type(stages) is not list or type(outcome.get("method")) is not str:
         raise ValueError("no outcome")
+    if type(kept) is not dict or type(selection) is not dict or type(optimised) is not list:
+        raise ValueError("nothing that tells how it came about")
     values = [*metrics.values(), outcome.get("data_fit"), outcome.get("evaluations"), outcome.get("seconds")]
-    if any(type(name) is not str for name in outcome.get("optimised") or []):
+    values += [kept.get("radius"), selection.get("held_out_residual")]
+    if any(type(name) is not str for name in optimised):
         raise ValueError("no names")
+    if any(type(kept.get(name)) not in (int, type(None)) for name in ("layer", "step")):
+        raise ValueError("kept nowhere")
     if type(outcome.get("found")) not in (bool, type(None)):
         raise ValueError("neither found nor not")
     values += [stage.get("psnr") if type(stage) is dict else "" for stage in stages]

@@ -15,7 +15,7 @@ from PIL import Image
 from ilo_lightning import metrics, scoring
 from ilo_lightning.building import judges_of
 from ilo_lightning.generators.checkpoints import load_generator
-from ilo_lightning.losses import NETS, PerceptualNet
+from ilo_lightning.losses import NETS, PerceptualError, PerceptualNet
 from ilo_lightning.main import main, measure
 from ilo_lightning.method_config import method_from_config
 from ilo_lightning.report import command
@@ -70,6 +70,10 @@ def test_auto_is_what_is_installed(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for loss, judges in (("stlpips_alex", ["stlpips_vgg", "stlpips_alex"]), ("stlpips_vgg", ["stlpips_alex"])):
         given = OmegaConf.merge(config, {"perceptual": {"name": loss}})
         assert [net.name for net in judges_of(given, shape)] == judges
+    for size in (5000, 0, "banana"):
+        wrong = OmegaConf.create({"metrics": {"perceptual": "auto", "size": size}})
+        with pytest.raises(PerceptualError, match=rf"^metrics\.size={size}: expected null or a number"):
+            judges_of(wrong, shape)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert judges_of(config, shape) == [] and capsys.readouterr().err == ""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
+import re
 import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -274,13 +277,44 @@ def test_weights_of_torchvision_are_found_in_the_cache(tmp_path: Path, monkeypat
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     name = "squeezenet1_1-b8a52dc0.pth"
     with pytest.raises(
-        ValueError, match=rf"^task\.operator\.weights=null: needs {name}.*https://download.*{tmp_path}|PATH"
+        ValueError, match=rf"^task\.operator\.weights=null: needs {name}.*no {tmp_path}.*put https://download.*=PATH"
     ):
         Classifier((3, 64, 64))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / name).write_bytes(b"PK something else")
     with pytest.raises(ValueError, match=r"damaged: its SHA-256 begins with [0-9a-f]{8} and should with b8a52dc0"):
         Classifier((3, 64, 64))
+    net = get_model("squeezenet1_1", weights=None).eval()
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    digest = hashlib.sha256((tmp_path / "net.pth").read_bytes()).hexdigest()
+    published = SimpleNamespace(url=f"https://download.pytorch.org/models/squeezenet1_1-{digest[:8]}.pth")
+    monkeypatch.setattr("torchvision.models.get_model_weights", lambda name: {"DEFAULT": published})
+    (tmp_path / "net.pth").rename(tmp_path / "checkpoints" / published.url.rpartition("/")[2])
+    operator, x = Classifier((3, 64, 64)), pictures(1, 64).float()
+    shift, scale = (torch.tensor(v).view(3, 1, 1) for v in IMAGENET)
+    torch.testing.assert_close(operator(x), net(((x + 1) / 2 - shift) / scale).softmax(dim=1), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("network", "pattern", "older"),
+    [
+        ("densenet121", r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2"),
+        ("vit_b_32", r"\.mlp\.([03])\.", lambda found: f".mlp.linear_{1 if found[1] == '0' else 2}."),
+        ("mnasnet0_5", "", ""),
+    ],
+)
+def test_files_of_torchvision_whose_layout_is_older(network: str, pattern: str, older, tmp_path: Path):
+    """Which torchvision reads by translations of its own: of names, or by a version that the file states."""
+    net = get_model(network, weights=None, num_classes=3).eval()
+    stored = {re.sub(pattern, older, name) if pattern else name: t for name, t in net.state_dict().items()}
+    assert (stored.keys() != net.state_dict().keys()) == bool(pattern)
+    torch.save(stored, tmp_path / "net.pth")
+    size = 224 if network.startswith("vit") else 64
+    operator = Classifier((3, size, size), network, tmp_path / "net.pth")
+    x = pictures(1, size).float()
+    shift, scale = (torch.tensor(v).view(3, 1, 1) for v in IMAGENET)
+    with torch.no_grad():
+        torch.testing.assert_close(operator(x), net(((x + 1) / 2 - shift) / scale).softmax(dim=1), rtol=1e-4, atol=1e-6)
 
 
 def test_timm(tmp_path: Path):
@@ -380,6 +414,7 @@ def test_weights_of_something_else(plain: Path):
         ({"size": "224"}, r"^task\.operator\.size='224': "),
         ({"size": 10**9}, r"^task\.operator\.size=1000000000: "),
         ({"mean": [0.5, 0.5]}, r"^task\.operator\.mean=\[0\.5, 0\.5\]: expected null or three numbers"),
+        ({"mean": [123, 117, 104]}, r"^task\.operator\.mean=\[123, 117, 104\]: .* in \[0, 1\].*divide levels"),
         ({"mean": "abc"}, r"^task\.operator\.mean='abc'"),
         ({"std": [0.5, 0.0, 0.5]}, r"^task\.operator\.std=.*three positive numbers"),
         ({"network": "squeezenet"}, r"^task\.operator\.network=squeezenet: no such network; near: squeezenet1_"),
@@ -475,6 +510,20 @@ def test_cross_entropy_of_impossible_classes_is_finite():
     assert fit[0] == 0 and 80 < fit[1] < 100 and p.grad is not None and bool(p.grad.isfinite().all())
     unobserved = cross_entropy(p, measured(y, torch.tensor([[1.0, 0.0]])))
     assert unobserved.tolist() == [0, 0]
+
+
+def test_a_class_that_is_ruled_out_can_still_be_approached():
+    """Where a softmax in float32 is 0, the gradient of the fit is that of the logits."""
+    x = pictures(2, 12).float().requires_grad_()
+    operator = tiny()
+    with torch.no_grad():
+        operator.net.linear.weight.mul_(1e4)
+    y = F.one_hot(operator.logits(x).argmin(dim=1), 4).float()
+    assert bool((operator.logits(x).softmax(dim=1) * y == 0).all())
+    (found,) = torch.autograd.grad(cross_entropy(operator(x), measured(y)).sum(), x)
+    (expected,) = torch.autograd.grad(-(y * operator.logits(x).log_softmax(dim=1)).sum(), x)
+    assert float(expected.abs().max()) > 1
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_target_fit_is_that_of_the_classifier():

@@ -166,16 +166,22 @@ def test_a_composition_is_one_after_another():
     ("make", "why"),
     [
         (lambda: GaussianBlur(SHAPE, 0), r"task\.sigma=0"),
-        (lambda: GaussianBlur(SHAPE, 10), "smaller blur"),
+        (lambda: GaussianBlur(SHAPE, 10), r"task\.sigma=10: .*; use at most 5\.75$"),
+        (lambda: GaussianBlur(SHAPE, 1e9), r"task\.sigma=1e\+09: .*; use at most 5\.75$"),
+        (lambda: MotionBlur(SHAPE, 1e9), r"task\.length=1e\+09: .*; use at most 44$"),
+        (lambda: Blur(SHAPE, torch.ones(3, 49)), "smaller kernel"),
+        (lambda: Blur(SHAPE, [[1, 2], [3]]), r"task\.kernel=\[\[1, 2\], \[3\]\]: expected rows of numbers, all"),
+        (lambda: Blur(SHAPE, [["a"]]), r"task\.kernel=\[\['a'\]\]: expected rows of numbers"),
         (lambda: MotionBlur(SHAPE, -1), r"task\.length=-1"),
         (lambda: MotionBlur(SHAPE, 3, float("nan")), r"task\.angle=nan"),
         (lambda: Blur(SHAPE, [[1.0, 1.0]]), "both odd"),
         (lambda: Blur(SHAPE, [[-1.0]]), ">= 0"),
-        (lambda: Greyscale((1, 8, 8)), "3 channels"),
+        (lambda: Greyscale((1, 8, 8)), r"^task\.operator: images of shape \(1, 8, 8\) have no colours"),
         (lambda: Clipping(SHAPE, float("inf")), r"task\.gain=inf"),
         (lambda: JPEG(SHAPE, 0), r"task\.quality=0"),
         (lambda: JPEG((2, 8, 8), 10), "1 or 3 channels"),
-        (lambda: PhaseRetrieval(SHAPE, 0.5), r"task\.oversampling=0\.5"),
+        (lambda: PhaseRetrieval(SHAPE, 0.5), r"task\.oversampling=0\.5: expected a number in 1 … 64"),
+        (lambda: PhaseRetrieval(SHAPE, 1e9), r"task\.oversampling=1000000000\.0"),
         (lambda: compose(SHAPE, []), "at least one"),
         (lambda: compose(SHAPE, [Greyscale(SHAPE)]), "_partial_"),
         (lambda: compose(SHAPE, [partial(PartialCirculant, fraction=0.5), Greyscale]), "come last"),
@@ -184,3 +190,13 @@ def test_a_composition_is_one_after_another():
 def test_what_makes_no_operator_is_refused(make, why):
     with pytest.raises(ValueError, match=why):
         make()
+
+
+def test_the_largest_blurs_can_be_had():
+    for operator in (GaussianBlur(SHAPE, 5.75), MotionBlur(SHAPE, 44, 0)):
+        torch.testing.assert_close(operator(torch.ones(1, *SHAPE)), torch.ones(1, *SHAPE))
+
+
+def test_y_is_a_picture_if_what_every_part_gives_is():
+    assert compose(SHAPE, [partial(GaussianBlur, sigma=1), Greyscale]).measures_pictures
+    assert not compose(SHAPE, [PhaseRetrieval, Clipping]).measures_pictures

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -79,6 +78,8 @@ def test_a_row_per_image_point_and_method(finished_sweep: Path):
                 assert [entry[name] for name in ("seconds", "evaluations", "data_fit")] == [
                     outcome[name] for name in ("seconds", "evaluations", "data_fit")
                 ]
+                kept = {"radius": None, **outcome["kept"]}
+                assert {name: entry[f"kept.{name}"] for name in ("layer", "step", "radius")} == kept
                 assert (entry["seed"], entry["digest"], entry["identity"]) == (row["seed"], row["digest"], identity)
                 assert json.loads(entry["protocol"]) == row["protocols"]
                 assert entry["commit"] == row["commit"] and entry["version"] == row["versions"]["ilo_lightning"]
@@ -312,23 +313,24 @@ def test_no_row_whatever_its_values_stops_the_others(made_up: Path):
     """Every field of a row replaced by everything that JSON has."""
     path = made_up / "0" / "results.jsonl"
     shutil.rmtree(made_up / "0" / "batches")
-    good = [json.loads(line) for line in path.read_text().splitlines()]
-    rng = random.Random(0)
+    rest = {"optimised": ["stlpips_alex"], "selection": {"how": "stacking", "held_out_residual": 0.25}}
+    good = [{**json.loads(line), **rest} for line in path.read_text().splitlines()]
     junk = [None, True, -1, 1.5, float("nan"), "text", [], [1], {}, {"a": 1}]
     places = [(name,) for name in good[0]] + [
         (outer, inner) for outer, value in good[0].items() if isinstance(value, dict) for inner in value
     ]
     for place in places:
-        row = copy.deepcopy(good[1])
-        target = row
-        for name in place[:-1]:
-            target = target[name]
-        target[place[-1]] = rng.choice([value for value in junk if value != target[place[-1]]])
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in (good[0], row, good[2])))
-        collection = collect([made_up])
-        rows = table(collection).filter(pl.col("point") == "0", pl.col("image").is_in(["0000", "0002"]))
-        assert len(rows) == 4, place
-        summarise(collection)
+        for value in junk:
+            row = copy.deepcopy(good[1])
+            target = row
+            for name in place[:-1]:
+                target = target[name]
+            target[place[-1]] = value
+            path.write_text("".join(json.dumps(entry) + "\n" for entry in (good[0], row, good[2])))
+            collection = collect([made_up / "0"])
+            rows = table(collection).filter(pl.col("point") == "0", pl.col("image").is_in(["0000", "0002"]))
+            assert len(rows) == 4, (place, value)
+            summarise(collection)
 
 
 def test_a_seed_may_be_any_whole_number(made_up: Path):
