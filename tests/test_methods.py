@@ -23,8 +23,9 @@ from ilo_lightning.losses import mean_squared_error
 from ilo_lightning.losses.penalties import PENALTIES, PenaltyError, geocross
 from ilo_lightning.method import Method
 from ilo_lightning.method_config import method_from_config
-from ilo_lightning.operators import GaussianNoise, Inpainting, measure
+from ilo_lightning.operators import GaussianNoise, Inpainting, PartialCirculant, measure
 from ilo_lightning.optimizers import NormalizedDescent
+from ilo_lightning.problem import InverseProblem
 from ilo_lightning.randomness import generator_for
 from ilo_lightning.schedule import ScheduleError
 from ilo_lightning.solve import solve
@@ -608,11 +609,24 @@ def test_the_projector_has_the_published_schedule(name: str):
 
 
 def test_csgm_z_is_the_published_form():
-    """Bora et al.: 0.001‖z‖² beside the squared error, the best of ten starts by the sum."""
+    """Bora et al.: ‖A(G(z)) - y‖² + 0.001‖z‖², the best of ten starts by that sum."""
     shipped = method("csgm_z")
-    (stage,) = shipped.schedule.stages
-    assert (shipped.space, shipped.restarts, shipped.rank) == ("z", 10, "loss")
-    assert stage.penalties == {"latent_norm": 0.001} and shipped.spheres == ()
+    assert (shipped.space, shipped.restarts, shipped.rank) == ("z", 10, "loss") and shipped.spheres == ()
+    generator = small_stylegan2()
+    operator = PartialCirculant(generator.image_shape, fraction=0.3)
+    truth, point = (generator.sample(rngs(*seeds), "z") for seeds in ((5, 6), (7, 8)))
+    measurement = measure(operator, GaussianNoise(0.05), generator(truth), rngs(0, 1))
+    with torch.no_grad():
+        loss = InverseProblem(generator, operator, measurement, shipped.schedule, point).evaluate()
+        errors = (operator(generator(point)) - measurement.y).flatten(1).square().sum(1)
+    torch.testing.assert_close(loss, errors + 0.001 * point["latent"].flatten(1).square().sum(1))
+
+
+def test_ilo_fixed_is_one_path():
+    shipped = load_method("ilo_fixed")
+    assert not shipped.candidates and not shipped.selects and shipped.keep == "best"
+    assert all(stage.radii["activation"] == 0.1 for stage in shipped.schedule.stages)
+    assert all(stage.enough is None for stage in shipped.schedule.stages)
 
 
 def test_ilo_original_has_the_released_codes_choices():
