@@ -15,6 +15,7 @@ from .losses import DataFit, mean_squared_error
 from .losses.penalties import PENALTIES
 from .operators.base import ForwardOperator, Measurement
 from .optimizers import Langevin, NormalizedDescent
+from .precision import full_precision
 from .randomness import generator_for
 from .schedule import Schedule, Stage
 
@@ -223,7 +224,7 @@ class InverseProblem(pl.LightningModule):
             point = self._jittered(point, step)
         data_fit = self.data_fits[self.stage_index]
         image = self(point)
-        with torch.autocast(image.device.type, enabled=False):  # y was measured, and fits are ranked, in full precision
+        with full_precision(image.device):  # in which y was measured, and fits are ranked
             image = image.to(torch.promote_types(image.dtype, torch.float32))
             prediction = self.operator(image)
             fit = data_fit(prediction, self.measurement)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..ops import bias_act, upfirdn2d
 from ..ops.implementation import compiled
+from ..precision import is_mixed
 from .frozen_convolution import FrozenLayer, freeze, styled_convolution, wants_winograd
 
 FIR = (1.0, 3.0, 3.0, 1.0)
@@ -142,7 +143,7 @@ class StyledConv(nn.Module):
         self.up, self.gain, self.clamp = up, gain, None if clamp is None else clamp * gain
 
     def forward(self, x: Tensor, style: Tensor, noise: Tensor | None, kernel: Tensor) -> Tensor:
-        if not any(weight.requires_grad for weight in self._weights()) and not _mixed_precision(x.device):
+        if not any(weight.requires_grad for weight in self._weights()) and not is_mixed(x.device):
             return styled_convolution(x, style, noise, self._freeze(x), kernel)
         height, width = x.shape[2:]
         energy = self.weight.square().sum(dim=(2, 3))  # (out, in)
@@ -180,10 +181,6 @@ class StyledConv(nn.Module):
     def __getstate__(self) -> dict:
         """Without what is derived, so that copies and pickles are no larger than the weights."""
         return {name: value for name, value in self.__dict__.items() if name != "_frozen"}
-
-
-def _mixed_precision(device: torch.device) -> bool:
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def _state(weight: Tensor) -> tuple:
@@ -225,7 +222,7 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         weight = self.weight.flatten(1) * (style * self.gain)[:, None, :]  # (B, colors, in): three colours are cheap
-        if _mixed_precision(x.device):
+        if is_mixed(x.device):
             x = torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])
         else:
             x = _PixelProduct.apply(x, weight)
