@@ -185,7 +185,7 @@ def test_restarts_keep_the_best_of_what_separate_runs_find():
 def test_ranked_by_the_loss_the_penalties_have_a_say():
     """With a heavy penalty on the norm the iterate of the lowest loss isn't that of the lowest data fit."""
     generator, operator, measurement = problem(images=1)
-    fields: dict[str, Any] = {"steps": [25], "restarts": 1, "penalties": {"latent_norm": 0.2}}
+    fields: dict[str, Any] = {"steps": [25], "restarts": 1, "sigma": None, "penalties": {"latent_norm": 0.2}}
     norms = {}
     for rank in ("loss", "data_fit"):
         solution = solve(generator, operator, measurement, method("csgm_z", rank=rank, **fields), ["a"]).solutions[0]
@@ -198,7 +198,7 @@ def test_ranked_by_the_loss_the_penalties_have_a_say():
 def test_restarts_ranked_by_the_loss_the_penalties_have_a_say():
     """Of starts that end alike, the one whose code is shortest; by the data fit alone, another."""
     generator, operator, measurement = problem(images=3)
-    fields: dict[str, Any] = {"steps": [3], "restarts": 3, "penalties": {"latent_norm": 0.5}}
+    fields: dict[str, Any] = {"steps": [3], "restarts": 3, "sigma": None, "penalties": {"latent_norm": 0.5}}
     picks: dict[str, list[int]] = {}
     for rank in ("loss", "data_fit"):
         shipped = method("csgm_z", rank=rank, **fields)
