@@ -100,7 +100,7 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Setting:
     operator, observations = build_observations(config, generator)
     return Setting(
         # A trainer's precision is a part of its own; an experiment's size has been resolved.
-        config=identity.without(values, (*identity.PLACEMENT, "trainer", "size", "sizes")),
+        config=identity.without(values, (*identity.PLACEMENT, *identity.SIZES, "trainer")),
         generator=generator,
         operator=operator,
         method=method,

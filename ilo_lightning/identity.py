@@ -29,6 +29,9 @@ PLACEMENT = (
 """Entries of a configuration (with all below them) that change how and where a run is done, and not what is computed.
 Neither the folder of a point nor its identity knows them, and no table tells points apart by them."""
 
+SIZES = ("size", "sizes")
+"""Of an experiment: which of its sizes is run, and the table of what that sets elsewhere, where it counts."""
+
 _TOLD = (
     "data.limit", "data.path", "data.batch_size", "task.mask", "task.operator.mask", "generator.checkpoint",
     "generator.sha256", "generator.label", "perceptual.trunk",

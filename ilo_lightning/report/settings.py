@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from ..identity import PLACEMENT, is_below
+from ..identity import PLACEMENT, SIZES, is_below
 
 Settings = dict[str, Any]
 """Dotted key to a number, text, truth value or None; a list is its JSON text."""
@@ -16,7 +16,7 @@ MAIN = ("task.fraction", "task.factor", "task.noise.sigma", "task.noise.peak", "
 """Always columns of the collected table where a configuration has them, and the first to tell points apart."""
 
 # A batch only rounds otherwise.
-_PLACEMENT = (*PLACEMENT, "data.batch_size", "size", "sizes")
+_PLACEMENT = (*PLACEMENT, *SIZES, "data.batch_size")
 # task.radius acts only through method.radius, and only on the methods that have one.
 _NO_DIFFERENCE = (*_PLACEMENT, "data.limit", "task.radius")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_atomically
-from ..identity import PLACEMENT, identity, is_below, without
+from ..identity import PLACEMENT, SIZES, identity, is_below, without
 from .shard import Shard
 
 if TYPE_CHECKING:
@@ -147,7 +147,30 @@ def digest_of(base: Mapping[str, Any], values: Mapping[str, Any]) -> str:
             place[last] = value
         else:  # an entry of a list, say
             tree[f"{key}="] = value
-    return identity(without(tree, PLACEMENT))[:12]
+    return identity(without(_sized(tree), PLACEMENT))[:12]
+
+
+def _sized(tree: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with what an experiment's size sets, for its table: a longer table makes no new points of old."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    table = {key: tree[key] for key in SIZES if key in tree}
+
+    def told(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: told(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [told(each) for each in value]
+        if isinstance(value, str) and "${sizes." in value:
+            found = OmegaConf.create({**table, "found": value}).found
+            return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+        return value
+
+    try:
+        return told(without(tree, SIZES))
+    except OmegaConfBaseException:  # a table that refers to what is outside
+        return tree
 
 
 def folder_of(digest: str, overrides: Sequence[str], swept: Collection[str], known: Mapping[str, str]) -> str:

@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .. import __version__, slurm
 from ..errors import titled
 from ..exit_codes import CRASHED, DONE, REFUSED, SOME_FAILED, of_many
-from ..identity import is_below
+from ..identity import SIZES, is_below
 from . import status
 from .admission import (
     SweepError,
@@ -144,7 +144,7 @@ class PointSweeper(Sweeper):
         swept, combinations = [], []
         given = parser.parse_overrides(unforced(arguments))
         for override in given:
-            if override.is_sweep_override() and is_below(override.key_or_group, ("size", "sizes")):
+            if override.is_sweep_override() and is_below(override.key_or_group, SIZES):
                 remedy = (
                     "give each a command of its own"
                     if override.key_or_group == "size"

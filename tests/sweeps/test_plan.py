@@ -81,6 +81,33 @@ def test_what_computes_something_else_has_another():
     assert len({digest_of(BASE, change) for change in changes}) == len(changes)
 
 
+SIZED = {
+    "size": "small",
+    "sizes": {"small": {"images": 8, "judges": ["a", "b"], "methods": "csgm,ilo"}, "full": {"images": 16}},
+    "data": {"limit": "${sizes.${size}.images}"},
+    "metrics": {"perceptual": "${sizes.${size}.judges}"},
+    "task": {"radius": "${method.radius}", "parts": ["x${sizes.full.images}"]},
+}
+
+
+def test_an_experiment_s_size_counts_by_what_it_sets():
+    """A longer list of methods, or another size that sets the same, doesn't begin finished points anew."""
+    written = {
+        "data": {"limit": 8},
+        "metrics": {"perceptual": ["a", "b"]},
+        "task": {"radius": "${method.radius}", "parts": ["x16"]},
+    }
+    same = [{}, {"sizes.small.methods": "csgm,pulse,ilo"}, {"sizes.full.methods": "csgm"}, {"sizes.new": {"images": 1}}]
+    assert {digest_of(SIZED, change) for change in same} == {digest_of(written, {})}
+    assert digest_of(SIZED, {"sizes.small.images": 4}) == digest_of(written, {"data.limit": 4})
+    assert digest_of(SIZED, {"sizes.small.judges": ["a"]}) == digest_of(written, {"metrics.perceptual": ["a"]})
+
+
+def test_a_size_that_refers_to_other_options_counts_by_its_table():
+    outside = {**SIZED, "sizes": {"small": {"images": "${seed}", "judges": "a"}}, "seed": 0}
+    assert len({digest_of(outside, change) for change in ({}, {"seed": 1}, {"sizes.small.judges": "b"})}) == 3
+
+
 def test_a_folder_is_named_by_what_is_swept():
     overrides = ["task=denoising", "method.radius=0.1", "data.path=/a/b", "trainer=gpu", "data.shard=1/2", "seed=1"]
     swept = {"method.radius", "seed", "data.shard", "trainer"}
