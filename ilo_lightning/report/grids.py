@@ -107,7 +107,8 @@ def drawn(grid: Grid, folder: Path, problems: list[Problem]) -> bytes:
     from matplotlib.figure import Figure
     from PIL import Image
 
-    side, head = 1.5, 0.5
+    side = 1.5
+    head = 0.08 + 0.12 * max(_wrapped(column).count("\n") + 1 for column in grid.columns)
     width, height = side * len(grid.columns), side * 1.14 * len(grid.rows) + head
     figure = Figure(figsize=(width, height), dpi=110)
     FigureCanvasAgg(figure)
