@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,12 +90,16 @@ def write_image(
             "stages": stages,
         }
         if reconstruction.posterior is not None:
-            mean, more = _posterior(reconstruction.posterior, place, target, suffix)
+            posterior = reconstruction.posterior
+            mean, more = _posterior(posterior, place, target, suffix)
             outcomes[method.name]["posterior"] = {
-                "samples": reconstruction.posterior.count,
+                "samples": posterior.count,
                 "metrics_of_mean": _scores(setting, mean[None], pair, observation.measurement),
-                "mean_std": finite_or_none(reconstruction.posterior.std[place].mean()),
+                "mean_std": finite_or_none(posterior.std[place].mean()),
+                "drift": finite_or_none(posterior.drift[place]),
+                "fluctuation": posterior.fluctuation,
             }
+            _say_drift(observation.name, posterior.drift[place].item(), posterior.fluctuation)
             panels += [_panel(f"{method.name}: {title}", image) for title, image in more.items()]
         if "fault" in solution.info:
             outcomes[method.name]["fault"] = solution.info["fault"]
@@ -121,6 +126,16 @@ def write_image(
         "batch_size": len(runs[setting.method.name].solutions),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _say_drift(name: str, drift: float, fluctuation: float) -> None:
+    if abs(drift) > 3 * fluctuation:
+        print(
+            f"image {name}: the chain has not arrived at the posterior, so that its samples are none of it: -log of "
+            f"the density fell by {drift:.3g} from the first half of the sampling to the second, where about "
+            f"{fluctuation:.3g} either way would be usual; raise method.steps",
+            file=sys.stderr,
+        )
 
 
 def _posterior(samples: PosteriorSamples, place: int, target: Path, suffix: str) -> tuple[Tensor, dict[str, Tensor]]:

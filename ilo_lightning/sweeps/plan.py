@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 UNNAMED = (*PLACEMENT, "trainer")
 """Overrides that are not in the name of its folder; a trainer's precision is in the hash."""
 MAX_NAME = 120
+_OF_A_SIZE = re.compile(r"\$\{.*(?<![\w.])\.*sizes?\b")
+"""A reference to what an experiment's size sets, however it is written."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +164,9 @@ def _sized(tree: dict[str, Any]) -> dict[str, Any]:
             return {key: told(each) for key, each in value.items()}
         if isinstance(value, list):
             return [told(each) for each in value]
-        if isinstance(value, str) and "${sizes." in value:
-            found = OmegaConf.create({**table, "found": value}).found
-            return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+        if isinstance(value, str) and _OF_A_SIZE.search(value):
+            found = OmegaConf.create({**table, "found": value})
+            return OmegaConf.to_container(found, resolve=True)["found"]  # type: ignore[index,call-overload]
         return value
 
     try:

@@ -103,6 +103,23 @@ def test_an_experiment_s_size_counts_by_what_it_sets():
     assert digest_of(SIZED, {"sizes.small.judges": ["a"]}) == digest_of(written, {"metrics.perceptual": ["a"]})
 
 
+@pytest.mark.parametrize(
+    ("reference", "changes"),
+    [
+        ("${size}", {"size": "full"}),
+        ("${..size}", {"size": "full"}),
+        ("${sizes[${size}].images}", {"size": "full"}),
+        ("${oc.select:sizes.${size}.images}", {"sizes.small.images": 4}),
+        ("${sizes.nested}", {"sizes.judge": "b"}),
+        ("x${seed}-${size}", {"size": "full"}),
+    ],
+)
+def test_however_a_size_is_referred_to_it_counts(reference: str, changes: dict):
+    sizes = {"small": {"images": 8}, "full": {"images": 16}, "judge": "a", "nested": ["${sizes.judge}"]}
+    tree = {"size": "small", "sizes": sizes, "data": {"limit": reference}, "seed": 0}
+    assert digest_of(tree, changes) != digest_of(tree, {})
+
+
 def test_a_size_that_refers_to_other_options_counts_by_its_table():
     outside = {**SIZED, "sizes": {"small": {"images": "${seed}", "judges": "a"}}, "seed": 0}
     assert len({digest_of(outside, change) for change in ({}, {"seed": 1}, {"sizes.small.judges": "b"})}) == 3
