@@ -193,8 +193,8 @@ def judges_of(config: DictConfig, shape: tuple[int, ...]) -> list[PerceptualNet]
     check_size(section.get("size"), "metrics")
     if names == [AUTO]:
         names = ["stlpips_vgg", "stlpips_alex"] if loss.get("name") == "stlpips_alex" else ["stlpips_alex"]
-        smallest = section.get("size") or min(shape[1:])
-        if importlib.util.find_spec("stlpips_pytorch") is None or any(smallest < NETS[name].minimum for name in names):
+        small = section.get("size") is None and any(min(shape[1:]) < NETS[name].minimum for name in names)
+        if small or importlib.util.find_spec("stlpips_pytorch") is None:
             return []
     for name in names:
         if name not in (*NETS, "none"):
@@ -215,7 +215,9 @@ def build_observations(config: DictConfig, generator: LayeredGenerator) -> tuple
     noise = instantiate(config.task.noise, "task.noise", NoiseModel)
     classifier = operator.classifier
     if classifier is not None and getattr(noise, "sigma", None) != 0:
-        raise RunError("task.noise: with noise they were no probabilities of classes; use task.noise.sigma=0")
+        raise RunError(
+            "task.noise: with noise they were no probabilities of classes; use task/noise=gaussian task.noise.sigma=0"
+        )
     if config.task.get("target") is not None and classifier is not None and config.data.mode != "measured":
         limit = config.data.limit
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):

@@ -18,6 +18,7 @@ NOT_GAUSSIAN = ("w", "w_plus")
 """Spaces whose codes have no simple density."""
 IMAGE_SPACES = ("pixels", "wavelets")
 """Spaces of the generators of these names, which make any image."""
+_SERVED = {"pixels": "total_variation", "wavelets": "lasso"}
 
 
 def _check_priors(stage: Stage, point: LatentPoint) -> None:
@@ -51,7 +52,7 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
         remedy = (
             f"generator={method.space}"
             if method.space in IMAGE_SPACES
-            else f"method.space={generator.spaces[0]}, or a method without a space of its own, such as method=ilo"
+            else f"a method without a space of its own, such as method={_SERVED.get(generator.spaces[0], 'ilo')}"
         )
         raise ScheduleError(f"method.space={method.space}: {name} has {', '.join(generator.spaces)}; use {remedy}")
     for stage in stages:
@@ -76,6 +77,12 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
                 except ValueError as error:
                     raise ScheduleError(f"method.space={[each.space for each in stages]}: {error}") from error
             point = generator.advance(point, stage.layer)
+            bounded = "latent" in point.tensors and "latent" in (*stage.radii, *stage.auto) and stage.relative
+            if index == 0 and bounded and not point["latent"].any():
+                raise ScheduleError(
+                    "method.radii.latent with method.radius_mode=relative: a code that starts at zero has the norm 0, "
+                    "and could never move; use method.start=random or method.radius_mode=absolute"
+                )
             for penalty in stage.penalties:
                 try:
                     PENALTIES[penalty](generator, point, point, generator(point))
@@ -116,10 +123,11 @@ def check_method(method: Method, generator: LayeredGenerator) -> None:
         for variable in sorted(named - seen - set(VARIABLES), key=str):
             raise ScheduleError(f"{field}: unknown variable {variable!r}; {name} has {', '.join(sorted(seen))}")
     spaces = {method.space or generator.spaces[0], *(stage.space for stage in stages)}
-    if "latent" in method.spheres and spaces.intersection(NOT_GAUSSIAN):
-        space = min(spaces.intersection(NOT_GAUSSIAN))
+    if "latent" in method.spheres and spaces.intersection((*NOT_GAUSSIAN, *IMAGE_SPACES)):
+        space = min(spaces.intersection((*NOT_GAUSSIAN, *IMAGE_SPACES)))
+        remedy = f"method={_SERVED[space]}, or method.spheres=[]" if space in _SERVED else "gaussian_w_plus or z"
         raise ScheduleError(
-            f"method.spheres=[latent]: codes in {space} aren't Gaussian and lie on no sphere; use gaussian_w_plus or z"
+            f"method.spheres=[latent]: codes in {space} aren't Gaussian and lie on no sphere; use {remedy}"
         )
     if method.noise == "zero" and "noise" in method.spheres:
         raise ScheduleError("method.spheres=[noise]: maps that start at zero lie on no sphere; use method.noise=random")

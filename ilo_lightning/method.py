@@ -90,6 +90,13 @@ class Method:
                 f"method.center=range: it is looked for in one space, and the stages have "
                 f"{', '.join(str(stage.space) for stage in stages)}; use method.center=previous, or one method.space"
             )
+        for stage in stages:
+            held = stage.radii or stage.auto or stage.penalties.get("deviation")
+            if stage.center == "range" and stage.layer > self.schedule[0].layer and not held:
+                raise ScheduleError(
+                    f"method.center=range: at layer {stage.layer} there is neither a ball nor a deviation that it "
+                    "could be the centre of; give method.radius, or use method.center=previous"
+                )
         if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.+-]*", self.name):
             raise ScheduleError(f"method.name={self.name}: expected letters, digits, _ . + -: files are named after it")
         check_choice("method.noise", self.noise, NOISE_STARTS)

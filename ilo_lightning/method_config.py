@@ -252,7 +252,7 @@ def method_from_config(
         columns["noise_maps"] = [noise_lookahead + 2 * check_count("method.layers", layer) for layer in layers]
     alone = {
         i for i in range(len(layers))
-        if _is_mse({name: values[i] for name, values in per_stage_fits.items()})
+        if {name for name, values in per_stage_fits.items() if values[i]} == {"mse"}
         and not any(values[i] for values in per_stage_penalties.values())
     }  # fmt: skip
     stages = tuple(
@@ -338,8 +338,3 @@ def _per_stage(name: str, value: Any, stages: int) -> list[Any]:
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e100
-
-
-def _is_mse(data_fit: Mapping[str, Any]) -> bool:
-    """Whether the mean squared error is all that is minimised."""
-    return {name: weight for name, weight in data_fit.items() if weight} == {"mse": 1}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .callbacks import PosteriorSamples
 from .fits import Fit
-from .generators.base import LayeredGenerator, decode
+from .generators.base import LatentPoint, LayeredGenerator, decode
 from .method import Method
 from .metrics import finite_or_none
 from .randomness import derive_seed
@@ -46,7 +46,7 @@ def reconstruction_of(
 ) -> Reconstruction | None:
     """Solutions out of the fits; None if nothing was evaluated."""
     best, copies = search.best, method.copies
-    if best.fit is None or best.score is None or best.step is None:
+    if best.fit is None or best.score is None or best.step is None or best.stages is None:
         return None
     images = len(names) // copies
     ranked = _ranking(method, search, selection)
@@ -59,6 +59,7 @@ def reconstruction_of(
     final = [points[i] for i in chosen]
     kept: list[int | None] = [int(steps[i, copy]) for i, copy in enumerate(ranked.tolist())]
     fit, course = fits[chosen], search.course[:, chosen]
+    balls = [_ball(final[image], int(best.stages[copy]), method) for image, copy in enumerate(chosen)]
     if search.posterior is not None:
         looks += search.posterior.count
     if selection is not None:
@@ -89,7 +90,7 @@ def reconstruction_of(
                 "seconds": round(seconds, 3),
                 "stage": stages,
                 "layers": layers,
-                "kept": {"layer": final[image].layer, "step": kept[image], **_ball(kept[image], stages, method)},
+                "kept": {"layer": final[image].layer, "step": kept[image], **balls[image]},
                 "generator": dict(generator.provenance),
                 **_ranked(int(ranked[image]), method, selection is not None),
                 **({"selection": selection.info(image, method, depth[image], steps[image])} if selection else {}),
@@ -137,12 +138,10 @@ def _ranked(copy: int, method: Method, selected: bool) -> dict[str, Any]:
     }
 
 
-def _ball(step: int | None, stages: Sequence[int], method: Method) -> dict[str, float]:
-    """On a single path, the radius of the activation's ball in the stage of the point that was kept."""
-    if step is None or method.candidates:
-        return {}
-    radii = method.schedule[stages[max(step, 1) - 1]].radii if stages and not method.selects else {}
-    return {"radius": radii["activation"]} if "activation" in radii else {}
+def _ball(point: LatentPoint, stage: int, method: Method) -> dict[str, float]:
+    """On a single path, the radius of the ball that the kept point's activation is in."""
+    radii = {} if method.candidates or method.selects else method.schedule[stage].radii
+    return {"radius": radii["activation"]} if "activation" in radii and "activation" in point.tensors else {}
 
 
 def _found(fit: Tensor, method: Method) -> dict[str, bool]:

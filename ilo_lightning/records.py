@@ -129,10 +129,11 @@ def write_image(
 
 
 def _say_drift(name: str, drift: float, fluctuation: float) -> None:
-    if abs(drift) > 3 * fluctuation:
+    """Where a chain's halves differ by more than its density varies, it has hardly two independent samples."""
+    if abs(drift) > fluctuation:
         print(
             f"image {name}: the chain has not arrived at the posterior, so that its samples are none of it: -log of "
-            f"the density fell by {drift:.3g} from the first half of the sampling to the second, where about "
+            f"the density fell by {drift:.3g} from the first half of the sampling to the second, where less than "
             f"{fluctuation:.3g} either way would be usual; raise method.steps",
             file=sys.stderr,
         )

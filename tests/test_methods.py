@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ilo_lightning.building import load_method
 from ilo_lightning.compatibility import check_method
 from ilo_lightning.generators.base import LatentPoint, variable_of
+from ilo_lightning.generators.classical import Pixels, Wavelets
 from ilo_lightning.generators.sequential import SequentialGenerator
 from ilo_lightning.generators.stylegan2 import LARGER
 from ilo_lightning.losses import mean_squared_error
@@ -784,6 +785,43 @@ def test_half_the_squared_norm_is_no_prior_of_codes_that_are_not_gaussian(space:
     check_method(method("langevin", sigma=0.1, space=space, radii={"latent": 0.1}), generator)
     for gaussian in ("z", "gaussian_w_plus"):
         check_method(method("langevin", sigma=0.1, space=gaussian), generator)
+
+
+@pytest.mark.parametrize(
+    ("space", "name", "changes", "message"),
+    [
+        ("pixels", "csgm", {}, r"codes in pixels .*use method=total_variation, or method\.spheres=\[\]"),
+        ("wavelets", "csgm", {"steps": 5}, r"codes in wavelets .*use method=lasso, or method\.spheres=\[\]"),
+        ("pixels", "total_variation", {"radii": {"latent": 0.1}}, r"radii\.latent .*: a code that starts at zero"),
+        ("pixels", "projector", {}, r"space=w: Pixels has pixels; use a method .*, such as method=total_variation$"),
+        (None, "csgm", {"start": "mean", "spheres": [], "radii": {"latent": 0.1}}, r"use method\.start=random or"),
+        (None, "pulse", {"space": "z", "spheres": []}, r"geocross_styles=.* at layer 0: .*there is only one"),
+        (None, "pulse", {"space": "w", "spheres": []}, r"geocross_styles=.* at layer 0: .*there is only one"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_would_do_nothing_is_refused(space: str | None, name: str, changes: dict, message: str):
+    makers = {"pixels": Pixels, "wavelets": Wavelets}
+    generator = problem()[0] if space is None else makers[space]((3, 16, 16))
+    with pytest.raises(ScheduleError, match=message):
+        check_method(method(name, **changes), generator)
+
+
+def test_a_range_without_a_ball_is_refused():
+    """The search for the centre would be paid for, and nothing be centred on it."""
+    for name in ("ilo_fixed", "ilo_range"):
+        with pytest.raises(ScheduleError, match=r"center=range: at layer 1 there is neither a ball nor a deviation"):
+            method(name, center="range", radius=None, radii={})
+    method("ilo_sparse", center="range")
+    method("csgm", center="range")
+
+
+@pytest.mark.parametrize("weight", [0.5, 1, 2])
+def test_the_noise_stops_a_squared_error_of_any_weight(weight: float):
+    enough = [stage.enough for stage in method("ilo", noise_level=0.2, data_fit={"mse": weight}).schedule.stages]
+    assert enough == [pytest.approx(0.04)] * 4
+    both = method("ilo", noise_level=0.2, data_fit={"mse": weight, "perceptual": 1})
+    assert [stage.enough for stage in both.schedule.stages] == [None] * 4
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

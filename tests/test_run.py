@@ -339,12 +339,17 @@ def test_a_run_goes_on_packed_or_not(checkpoint: Path, pictures: Path, tmp_path:
         assert set(scored) == {row["image"] for row in rows}
 
 
-def test_a_run_that_samples_shows_mean_and_deviation(checkpoint: Path, pictures: Path, tmp_path: Path):
+def test_a_run_that_samples_shows_mean_and_deviation(
+    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     """Also as a baseline, and next to a method that says whether it found anything."""
     shipped = ["task=denoising", "method=pulse", "method.steps=[3]", "method.layers=[0]", "method.lr=[0.4]"]
     samples = ["method@baseline=langevin", "baseline.steps=[4,6]", "baseline.samples=3", "baseline.burn_in=0"]
     assert main([*arguments(checkpoint, pictures, tmp_path), *shipped, *samples]) == 0
+    said = capsys.readouterr().err
     for row in rows_of(tmp_path):
+        far = abs(row["baseline"]["posterior"]["drift"]) > row["baseline"]["posterior"]["fluctuation"] > 0
+        assert (f"image {row['image']}: the chain has not arrived" in said) is far
         assert row["found"] in (True, False) and "found" not in row["baseline"]
         posterior = row["baseline"]["posterior"]
         assert posterior["samples"] == 3 and posterior["mean_std"] > 0

@@ -286,7 +286,7 @@ def test_the_residual_is_of_what_was_held_out_and_of_nothing_else(monkeypatch: p
 
 
 def test_what_was_kept_is_where_the_history_says(monkeypatch: pytest.MonkeyPatch):
-    """Layer and step of the solution: on a path with the radius of its stage's ball, after a refit counted on."""
+    """Layer and step of the solution: on a path with the radius of its layer's ball, after a refit counted on."""
     generator, operator, measurement = problem()
     for solution in solve(generator, operator, measurement, automatic(), KEYS).solutions:
         kept = solution.info["kept"]
@@ -297,7 +297,20 @@ def test_what_was_kept_is_where_the_history_says(monkeypatch: pytest.MonkeyPatch
     for solution in solve(generator, operator, measurement, path, KEYS).solutions:
         kept, fits = solution.info["kept"], [*solution.history.tolist(), solution.info["data_fit"]]
         assert fits[kept["step"]] == min(fits) and kept["layer"] == solution.point.layer
-        assert kept["radius"] == [0.1, 0.2, 0.3][solution.info["stage"][kept["step"] - 1]]
+        assert kept.get("radius") == {0: None, 1: 0.2, 2: 0.3}[kept["layer"]]
+    # What a stage's last step led to is a point of the next one, at its layer and in its ball.
+    for last in (0, 1):
+        path = automatic(
+            radius=[0.1, 0.2, 0.3],
+            radii={},
+            select=None,
+            refit=False,
+            lr=[0.1, 0.1, 0.1][: last + 1] + [1e3] * (2 - last),
+        )
+        for solution in solve(generator, operator, measurement, path, KEYS).solutions:
+            kept = solution.info["kept"]
+            assert (kept["layer"], kept["radius"]) == (last + 1, [0.1, 0.2, 0.3][last + 1])
+            assert kept["step"] == solution.info["stage"].index(last + 1)
 
 
 def fit_of(generator, operator, measurement: Measurement, point: LatentPoint) -> Tensor:

@@ -33,6 +33,8 @@ class BestIterate(pl.Callback):
         """What they are ranked by, ``(B,)``."""
         self.step: Tensor | None = None
         """How many steps led to them, ``(B,)``."""
+        self.stages: Tensor | None = None
+        """In which stage they are points, ``(B,)``: in the next one, where a stage's last step led to them."""
         self._steps = 0
         self._stage = -1
         self._points: list[LatentPoint] = []  # batch-1 points of the stages before
@@ -45,6 +47,7 @@ class BestIterate(pl.Callback):
             self.fit, self.score = self.fit.to(device), None if self.score is None else self.score.to(device)
             self._here = self._here.to(device)
             self.step = None if self.step is None else self.step.to(device)
+            self.stages = None if self.stages is None else self.stages.to(device)
             self._batch = self._batch.to(device)
             self._points = [point.to(device) for point in self._points]
 
@@ -68,6 +71,7 @@ class BestIterate(pl.Callback):
         if self.fit is None or self.score is None:
             self.fit, self.score = torch.full_like(fit, torch.inf), torch.full_like(score, torch.inf)
             self.step = torch.zeros(len(fit), dtype=torch.long, device=fit.device)
+            self.stages = torch.zeros_like(self.step)
         first = problem.stage_index != self._stage
         if first:
             if self._batch is not None:
@@ -75,10 +79,12 @@ class BestIterate(pl.Callback):
             self._stage = problem.stage_index
             self._batch = problem.point.detach()
             self._here = torch.zeros_like(fit, dtype=torch.bool)
-        assert self._batch is not None and self._here is not None and self.step is not None
+        assert self._batch is not None and self._here is not None
+        assert self.step is not None and self.stages is not None
         improved = score.isfinite() if self.last else score < self.score
         self.fit, self.score = torch.where(improved, fit, self.fit), torch.where(improved, score, self.score)
         self.step = torch.where(improved, self._steps, self.step)
+        self.stages = torch.where(improved, self._stage, self.stages)
         self._steps += 1
         self._here |= improved
         if not first:
@@ -103,6 +109,7 @@ class BestIterate(pl.Callback):
             "fit": self.fit,
             "score": self.score,
             "step": self.step,
+            "stages": self.stages,
             "steps": self._steps,
             "stage": self._stage,
             "points": [point.packed() for point in self._points],
@@ -113,5 +120,6 @@ class BestIterate(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.fit, self.score, self._here = state_dict["fit"], state_dict["score"], state_dict["here"]
         self._stage, self.step, self._steps = state_dict["stage"], state_dict["step"], state_dict["steps"]
+        self.stages = state_dict["stages"]
         self._points = [LatentPoint(**point) for point in state_dict["points"]]
         self._batch = state_dict["batch"] and LatentPoint(**state_dict["batch"])

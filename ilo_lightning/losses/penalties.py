@@ -47,9 +47,9 @@ def _geocross(generator: LayeredGenerator, point: LatentPoint, center: LatentPoi
 
 
 def _geocross_styles(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint, image: Tensor) -> Tensor:
-    """Of the w that they stand for."""
-    _latent(point)
-    return geocross(generator.codes(point))
+    """Of the w that they stand for; a single code stands for the same w at every layer."""
+    latent = _latent(point)
+    return geocross(generator.codes(point) if latent.ndim == 3 and latent.shape[1] > 1 else latent)
 
 
 def _latent_norm(generator: LayeredGenerator, point: LatentPoint, center: LatentPoint, image: Tensor) -> Tensor:

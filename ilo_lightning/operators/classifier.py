@@ -301,8 +301,8 @@ def _dry_run(net: nn.Module, size: Sequence[int], label: str) -> int:
     except Exception as error:  # whatever a network raises
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise ValueError(
-            f"task.operator.size: {label} can't look at pictures of {height}×{width} pixels ({reason}); resize them by "
-            "task.operator.size=224, say"
+            f"task.operator.size: {label} can't look at pictures of {height}×{width} pixels ({reason}); use "
+            f"{'task.operator.size=224, say' if height != 224 else 'another task.operator.size'}"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1 or logits.shape[1] < 2:
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

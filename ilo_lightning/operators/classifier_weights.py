@@ -190,7 +190,7 @@ def _network_of(stored: Any) -> tuple[dict[str, Tensor], Normalisation | None]:
     if not isinstance(stored, Mapping) or not stored or not all(isinstance(t, Tensor) for t in stored.values()):
         raise ValueError("holds no tensors by name")
     tensors = {str(name).removeprefix("module."): tensor for name, tensor in stored.items()}
-    if any(name.startswith("attacker.") for name in tensors):
+    if any(name.startswith("attacker.") for name in tensors) or "normalizer.new_mean" in tensors:
         return _of_robustness(tensors)
     return tensors, None
 

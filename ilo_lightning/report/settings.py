@@ -17,8 +17,8 @@ MAIN = ("task.fraction", "task.factor", "task.noise.sigma", "task.noise.peak", "
 
 # A batch only rounds otherwise.
 _PLACEMENT = (*PLACEMENT, *SIZES, "data.batch_size")
-# task.radius acts only through method.radius, and only on the methods that have one.
-_NO_DIFFERENCE = (*_PLACEMENT, "data.limit", "task.radius")
+# task.radius acts only through method.radius, and only on the methods that have one; metrics say how they are computed.
+_NO_DIFFERENCE = (*_PLACEMENT, "data.limit", "task.radius", "metrics")
 
 NAMES = {
     "task": "task",
@@ -39,12 +39,17 @@ NAMES = {
 
 
 def settings(config: Mapping[str, Any], role: str = "method") -> Settings:
-    """All settings of one method of a point, under the same keys for each: the baseline's too are ``method.…``."""
+    """All settings of one method of a point, under the same keys for each: the baseline's too are ``method.…``. Without
+    a network that the method gives no weight."""
     found: Settings = {}
+    method = config.get(role)
+    terms = method.get("data_fit") if isinstance(method, Mapping) else None
+    weight = terms.get("perceptual") if isinstance(terms, Mapping) else None
+    unused = () if any(weight if isinstance(weight, list) else [weight]) else ("perceptual",)
     for section, value in config.items():
         if section == role:
             _flatten("method", value, found)
-        elif section not in ("method", "baseline"):
+        elif section not in ("method", "baseline", *unused):
             _flatten(str(section), value, found)
     return found
 

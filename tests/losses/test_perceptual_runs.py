@@ -67,6 +67,10 @@ def test_auto_is_what_is_installed(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert judges_of(config, (3, 16, 16)) == [], "too small"
     resized = OmegaConf.create({"metrics": {"perceptual": "auto", "size": 64}})
     assert [net.name for net in judges_of(resized, (3, 16, 16))] == ["stlpips_alex"]
+    for size in (10, 16):  # given, and too small
+        tiny = OmegaConf.create({"metrics": {"perceptual": "auto", "size": size}})
+        with pytest.raises(PerceptualError, match=rf"^metrics\.size={size}: stlpips_alex needs pictures of at least"):
+            judges_of(tiny, shape)
     for loss, judges in (("stlpips_alex", ["stlpips_vgg", "stlpips_alex"]), ("stlpips_vgg", ["stlpips_alex"])):
         given = OmegaConf.merge(config, {"perceptual": {"name": loss}})
         assert [net.name for net in judges_of(given, shape)] == judges

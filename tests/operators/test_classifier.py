@@ -248,23 +248,26 @@ def test_identity_depends_on_weights_and_normalisation(plain: Path, tmp_path: Pa
     assert fingerprint(Classifier((3, 64, 64), "resnet18", plain)) == fingerprint(make[0])
 
 
-def robust(path: Path, prefix: str = "module.", key: str = "model", **more) -> nn.Module:
-    """A checkpoint as the package robustness writes it, around a network that is returned."""
+def robust(path: Path, prefix: str = "module.", key: str = "model", attacked: bool = True, **more) -> nn.Module:
+    """A checkpoint as the package robustness writes it, around a network that is returned; with or without the copy
+    that its attacker has."""
     net, mean, std = resnet(), torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.25, 0.2, 0.3])
     stored = {}
     for name, tensor in net.state_dict().items():
         stored[f"{prefix}model.{name}"] = tensor
-        stored[f"{prefix}attacker.model.{name}"] = tensor
-    for place in ("normalizer", "attacker.normalize"):
+        if attacked:
+            stored[f"{prefix}attacker.model.{name}"] = tensor
+    for place in ("normalizer", "attacker.normalize")[: 1 + attacked]:
         stored[f"{prefix}{place}.new_mean"], stored[f"{prefix}{place}.new_std"] = (t.view(3, 1, 1) for t in (mean, std))
     torch.save({key: stored, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}, **more}, path)
     return net
 
 
+@pytest.mark.parametrize("attacked", [True, False])
 @pytest.mark.parametrize(("prefix", "key"), [("module.", "model"), ("", "state_dict")])
-def test_a_robust_network_comes_with_its_normaliser(prefix: str, key: str, tmp_path: Path):
+def test_a_robust_network_comes_with_its_normaliser(prefix: str, key: str, attacked: bool, tmp_path: Path):
     x, path = pictures(2, 64), tmp_path / "robust.pt"
-    net = robust(path, prefix, key, adv_prec1=np.float64(0.5), nat_prec1=torch.tensor(0.7)).double()
+    net = robust(path, prefix, key, attacked, adv_prec1=np.float64(0.5), nat_prec1=torch.tensor(0.7)).double()
     shift, scale = (torch.tensor(v).double().view(3, 1, 1) for v in ([0.5, 0.4, 0.3], [0.25, 0.2, 0.3]))
     expected = net(((x + 1) / 2 - shift) / scale).softmax(dim=1)
     operator = Classifier((3, 64, 64), "resnet18", path)

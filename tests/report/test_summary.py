@@ -158,6 +158,23 @@ def test_settings_of_a_baseline_have_the_method_s_names():
     assert settings(config, "baseline") == {"seed": 1, "method.name": "csgm", "method.radii.rgb": None}
 
 
+def test_who_judges_makes_no_other_solver():
+    """Nor does a perceptual network that a method gives no weight; one that it minimises does."""
+    task = {"name": "denoising"}
+
+    def point(weight: object, network: str, judge: object) -> dict:
+        method = {"name": "csgm", "data_fit": {"mse": 1, "perceptual": weight}}
+        return settings(
+            {"task": task, "method": method, "perceptual": {"name": network}, "metrics": {"perceptual": judge}}
+        )
+
+    networks, judges = ("none", "stlpips_alex"), ("auto", "none", ["stlpips_vgg"])
+    unused = [point(0, network, judge) for network in networks for judge in judges]
+    assert telling(unused) == [] == telling([point([0, 0], network, "auto") for network in networks])
+    for weight in (1, [0, 0.5]):
+        assert telling([point(weight, network, "auto") for network in networks]) == ["perceptual.name"]
+
+
 def test_varying_and_telling():
     base = {"task.name": "t", "method.name": "m", "method.lr": 0.1}
     entries = [
