@@ -39,13 +39,11 @@ class BestIterate(pl.Callback):
         self._stage = -1
         self._points: list[LatentPoint] = []  # batch-1 points of the stages before
         self._batch: LatentPoint | None = None  # of this stage, as one batch: cheap to update
-        self._here: Tensor | None = None  # (B,) whose best is of this stage
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:
-        if self.fit is not None and self._batch is not None and self._here is not None:
+        if self.fit is not None and self._batch is not None:
             device = pl_module.device  # what a checkpoint held comes back on the CPU
             self.fit, self.score = self.fit.to(device), None if self.score is None else self.score.to(device)
-            self._here = self._here.to(device)
             self.step = None if self.step is None else self.step.to(device)
             self.stages = None if self.stages is None else self.stages.to(device)
             self._batch = self._batch.to(device)
@@ -78,15 +76,12 @@ class BestIterate(pl.Callback):
                 self._points = self.points
             self._stage = problem.stage_index
             self._batch = problem.point.detach()
-            self._here = torch.zeros_like(fit, dtype=torch.bool)
-        assert self._batch is not None and self._here is not None
-        assert self.step is not None and self.stages is not None
+        assert self._batch is not None and self.step is not None and self.stages is not None
         improved = score.isfinite() if self.last else score < self.score
         self.fit, self.score = torch.where(improved, fit, self.fit), torch.where(improved, score, self.score)
         self.step = torch.where(improved, self._steps, self.step)
         self.stages = torch.where(improved, self._stage, self.stages)
         self._steps += 1
-        self._here |= improved
         if not first:
             for name, tensor in problem.point.tensors.items():
                 mask = improved.view(-1, *[1] * (tensor.ndim - 1))
@@ -96,8 +91,8 @@ class BestIterate(pl.Callback):
     @property
     def points(self) -> list[LatentPoint]:
         """The best points, one batch-1 point per image, each with its own layer."""
-        assert self._batch is not None and self._here is not None
-        here = self._here.tolist()
+        assert self._batch is not None and self.stages is not None
+        here = (self.stages == self._stage).tolist()
         # The very first observation has no earlier point to fall back on, even where its data fit isn't finite.
         return [
             self._batch.select([i]) if is_here or not self._points else self._points[i]
@@ -114,12 +109,10 @@ class BestIterate(pl.Callback):
             "stage": self._stage,
             "points": [point.packed() for point in self._points],
             "batch": self._batch and self._batch.packed(),
-            "here": self._here,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.fit, self.score, self._here = state_dict["fit"], state_dict["score"], state_dict["here"]
+        self.fit, self.score, self.stages = state_dict["fit"], state_dict["score"], state_dict["stages"]
         self._stage, self.step, self._steps = state_dict["stage"], state_dict["step"], state_dict["steps"]
-        self.stages = state_dict["stages"]
         self._points = [LatentPoint(**point) for point in state_dict["points"]]
         self._batch = state_dict["batch"] and LatentPoint(**state_dict["batch"])
