@@ -185,7 +185,7 @@ def method_from_config(
     candidates = tuple(map(float, candidates)) if automatic else ()
     if not isinstance(refit, bool):
         raise ScheduleError(f"method.refit={refit}: expected true or false")
-    copies = check_count("method.restarts", restarts) * max(len(candidates), 1)
+    copies = check_count("method.restarts", restarts, 1) * max(len(candidates), 1)
     for counted, given in (("steps", steps), ("range_steps", [range_steps]), ("refit_steps", [refit_steps])):
         for value in given:
             check_count(f"method.{counted}", value)

@@ -96,10 +96,9 @@ def write_image(
                 "samples": posterior.count,
                 "metrics_of_mean": _scores(setting, mean[None], pair, observation.measurement),
                 "mean_std": finite_or_none(posterior.std[place].mean()),
-                "drift": finite_or_none(posterior.drift[place]),
-                "fluctuation": posterior.fluctuation,
+                "rhat": finite_or_none(posterior.rhat[place]),
             }
-            _say_drift(observation.name, posterior.drift[place].item(), posterior.fluctuation)
+            _say_unmixed(observation.name, posterior.rhat[place].item())
             panels += [_panel(f"{method.name}: {title}", image) for title, image in more.items()]
         if "fault" in solution.info:
             outcomes[method.name]["fault"] = solution.info["fault"]
@@ -128,13 +127,12 @@ def write_image(
     }
 
 
-def _say_drift(name: str, drift: float, fluctuation: float) -> None:
-    """Where a chain's halves differ by more than its density varies, it has hardly two independent samples."""
-    if abs(drift) > fluctuation:
+def _say_unmixed(name: str, rhat: float) -> None:
+    """1.1 is what Bayesian Data Analysis, §11.5, asks for: here about five independent samples in each half."""
+    if not rhat <= 1.1:
         print(
-            f"image {name}: the chain has not arrived at the posterior, so that its samples are none of it: -log of "
-            f"the density fell by {drift:.3g} from the first half of the sampling to the second, where less than "
-            f"{fluctuation:.3g} either way would be usual; raise method.steps",
+            f"image {name}: the chain has not mixed, so that its deviation says little of the posterior's: its split "
+            f"R-hat is {rhat:.3g}, where 1.1 or less would be usual; raise the last of method.steps",
             file=sys.stderr,
         )
 

@@ -34,10 +34,10 @@ def check_number(name: str, value: Any, *, positive: bool = False, finite: bool 
         raise ScheduleError(f"{name}={value}: expected a {kind} {'greater than' if positive else 'at least'} 0")
 
 
-def check_count(name: str, value: Any) -> int:
-    """A whole number at least 0; anything else is refused with ScheduleError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ScheduleError(f"{name}={value}: expected a whole number, 0 or more")
+def check_count(name: str, value: Any, least: int = 0) -> int:
+    """A whole number of ``least`` or more; anything else is refused with ScheduleError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ScheduleError(f"{name}={value}: expected a whole number, {least} or more")
     if value > MOST:
         raise ScheduleError(f"{name}={value}: expected a whole number up to {MOST}, which would take years")
     return value

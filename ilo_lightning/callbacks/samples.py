@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,6 +12,26 @@ from torch import Tensor
 
 from ..generators.base import decode
 from ..problem import InverseProblem
+
+
+@dataclass
+class Moments:
+    """Mean and summed squares around it of tensors that come one by one (Welford, Technometrics 1962)."""
+
+    count: int = 0
+    mean: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+
+    def add(self, value: Tensor) -> None:
+        self.count += 1
+        difference = value - self.mean
+        self.mean = self.mean + difference / self.count
+        self.squares = self.squares + difference * (value - self.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """Unbiased; 0 for a single value."""
+        return torch.as_tensor(self.squares / max(self.count - 1, 1))
 
 
 class PosteriorSamples(pl.Callback):
@@ -26,41 +46,44 @@ class PosteriorSamples(pl.Callback):
         self.steps = list(steps)
         count = min(pictures, len(self.steps))
         self._shown = {self.steps[len(self.steps) - 1 - i * len(self.steps) // count] for i in range(count)}
-        self.count = 0
         self.pictures: list[Tensor] = []
         """Images ``(B, C, H, W)`` of some samples, in [-1, 1] (not clipped), on the CPU."""
-        self._mean: Tensor | None = None
-        self._squares: Tensor | None = None
-        self._energies: list[Tensor] = []  # (B,) at each step from the first sample on, of the point before its update
-        self._dimensions = 0
+        self._images = Moments()
+        self._halves: dict[str, tuple[Moments, Moments]] = {}  # of each variable, at every step from the first sample on
+
+    @property
+    def count(self) -> int:
+        """Of the samples."""
+        return self._images.count
 
     @property
     def mean(self) -> Tensor:
         """Of the samples' images, ``(B, C, H, W)``."""
-        assert self._mean is not None
-        return self._mean
+        return torch.as_tensor(self._images.mean)
 
     @property
     def std(self) -> Tensor:
         """Standard deviation of every pixel over the samples, ``(B, C, H, W)``; 0 for a single sample."""
-        assert self._squares is not None
-        return (self._squares / max(self.count - 1, 1)).sqrt()
+        return self._images.variance.sqrt()
 
     @property
-    def drift(self) -> Tensor:
-        """By how many nats ``(B,)`` the mean of -log of the posterior fell from the first half of the steps that count
-        to the second. Around 0 for a chain that has arrived, which nothing can prove; NaN for less than two steps."""
-        energies = torch.stack(self._energies).double().cpu()
-        half = len(energies) // 2
-        return energies[:half].mean(0) - energies[len(energies) - half :].mean(0)
-
-    @property
-    def fluctuation(self) -> float:
-        """Standard deviation of -log of a Gaussian density in as many dimensions d as were sampled, √(d/2) nats."""
-        return math.sqrt(self._dimensions / 2)
+    def rhat(self) -> Tensor:
+        """Split R̂ ``(B,)`` of each image's chain (Gelman et al., Bayesian Data Analysis, 3rd ed., §11.4), whose steps
+        from the first sample on are cut into two halves: by how much the deviation that a chain of any length would have
+        may be underestimated. Variances are summed over the coordinates of a variable; of several variables, the largest.
+        About 1 for a chain that has arrived and mixed, which nothing can prove; above 1.1 it hasn't. NaN where a half
+        has less than two steps."""
+        ratios = []
+        for first, second in self._halves.values():
+            n = first.count
+            within = (first.variance + second.variance).flatten(1).sum(1) / 2
+            between = (torch.as_tensor(first.mean) - torch.as_tensor(second.mean)).square().flatten(1).sum(1) / 2
+            ratios.append((n - 1) / n + between / within if n > 1 else torch.full_like(within, torch.nan))
+        return torch.stack(ratios).sqrt().amax(0).cpu()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:
-        self._energies = [energy.to(pl_module.device) for energy in self._energies]
+        for half in (half for halves in self._halves.values() for half in halves if half.count):
+            half.mean, half.squares = (torch.as_tensor(t, device=pl_module.device) for t in (half.mean, half.squares))
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -68,32 +91,31 @@ class PosteriorSamples(pl.Callback):
     ) -> None:
         if pl_module.stage_index != len(pl_module.schedule) - 1 or batch_idx < self.steps[0]:
             return
-        assert pl_module.last_loss is not None
-        self._energies.append(pl_module.last_loss)
-        self._dimensions = sum(p[0].numel() for p in pl_module.variables.values() if p.requires_grad)
+        index, length = batch_idx - self.steps[0], self.steps[-1] - self.steps[0] + 1
+        for name, variable in pl_module.variables.items():
+            if variable.requires_grad:
+                first, second = self._halves.setdefault(name, (Moments(), Moments()))
+                if index < length // 2:
+                    first.add(variable.detach())
+                elif index >= length - length // 2:
+                    second.add(variable.detach())
         if batch_idx not in self.steps:
             return
         images = decode(pl_module.generator, pl_module.point, pl_module.at_once).double().cpu()
-        if self._mean is None or self._squares is None:
-            self._mean, self._squares = torch.zeros_like(images), torch.zeros_like(images)
-        self.count += 1  # Welford's algorithm
-        difference = images - self._mean
-        mean = self._mean = self._mean + difference / self.count
-        self._squares = self._squares + difference * (images - mean)
+        self._images.add(images)
         if batch_idx in self._shown:
             self.pictures.append(images.float())
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "count": self.count,
             "pictures": self.pictures,
-            "mean": self._mean,
-            "squares": self._squares,
-            "energies": self._energies,
-            "dimensions": self._dimensions,
+            "images": vars(self._images).copy(),
+            "halves": {name: [vars(half).copy() for half in halves] for name, halves in self._halves.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.count, self.pictures = state_dict["count"], list(state_dict["pictures"])
-        self._mean, self._squares = state_dict["mean"], state_dict["squares"]
-        self._energies, self._dimensions = list(state_dict["energies"]), state_dict["dimensions"]
+        self.pictures = list(state_dict["pictures"])
+        self._images = Moments(**state_dict["images"])
+        self._halves = {
+            name: (Moments(**first), Moments(**second)) for name, (first, second) in state_dict["halves"].items()
+        }

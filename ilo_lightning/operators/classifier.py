@@ -204,15 +204,15 @@ def _check_name(network: object) -> None:
             import timm
         except ImportError as error:
             raise ValueError(f"{field}: needs the package timm; pip install 'ilo-lightning[classifier]'") from error
-        names, known = timm.list_models(), timm.is_model(network[5:])
+        names, known, source = timm.list_models(), timm.is_model(network[5:]), "timm.list_models()"
     else:
         from torchvision import models
 
         names = models.list_models(module=models)
-        known = network in names
+        known, source = network in names, "torchvision.models.list_models(), or timm:NAME"
     if not known:
-        near = get_close_matches(network.removeprefix("timm:"), names, n=3)
-        raise ValueError(f"{field}: no such network; near: {', '.join(near) or 'none'}")
+        near = ", ".join(get_close_matches(network.removeprefix("timm:"), names, n=3))
+        raise ValueError(f"{field}: no such network; {f'near: {near}' if near else f'one of {source}'}")
 
 
 def _build(network: str, classes: int | None) -> nn.Module:
