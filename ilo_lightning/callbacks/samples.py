@@ -49,7 +49,9 @@ class PosteriorSamples(pl.Callback):
         self.pictures: list[Tensor] = []
         """Images ``(B, C, H, W)`` of some samples, in [-1, 1] (not clipped), on the CPU."""
         self._images = Moments()
-        self._halves: dict[str, tuple[Moments, Moments]] = {}  # of each variable, at every step from the first sample on
+        self._halves: dict[
+            str, tuple[Moments, Moments]
+        ] = {}  # of each variable, at every step from the first sample on
 
     @property
     def count(self) -> int:
@@ -69,10 +71,10 @@ class PosteriorSamples(pl.Callback):
     @property
     def rhat(self) -> Tensor:
         """Split R̂ ``(B,)`` of each image's chain (Gelman et al., Bayesian Data Analysis, 3rd ed., §11.4), whose steps
-        from the first sample on are cut into two halves: by how much the deviation that a chain of any length would have
-        may be underestimated. Variances are summed over the coordinates of a variable; of several variables, the largest.
-        About 1 for a chain that has arrived and mixed, which nothing can prove; above 1.1 it hasn't. NaN where a half
-        has less than two steps."""
+        from the first sample on are cut into two halves: by how much its deviation may fall short of what a longer
+        chain's would be. Variances are summed over the coordinates of a variable; of several variables, the largest.
+        About 1 for a chain that has arrived and mixed, which nothing can prove; NaN where a half has less than two
+        steps."""
         ratios = []
         for first, second in self._halves.values():
             n = first.count
