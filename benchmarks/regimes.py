@@ -11,7 +11,7 @@ the screen before the images, since it chooses the three), and the table is of a
 
 Baselines are the methods that minimise the squared error with the generator. Left out: perceptual losses, which need a
 picture as y; Langevin dynamics, whose samples are no estimate. What has no trained generator (total variation, the
-Lasso, BM3D where there is noise) is run beside them, for context, and not among the three.
+Lasso, BM3D where there is noise) is screened beside them, for context, and not among the three.
 
 Rows per case ``<task>/<level>``:
 
@@ -256,7 +256,7 @@ def main() -> None:
     if arguments.only in (None, "images"):
         if not best:
             raise SystemExit("no cell is screened with all baselines; run --only screen first")
-        every = list(dict.fromkeys([AUTOMATIC, *best, *WITH_RADIUS, *CONTEXT]))
+        every = list(dict.fromkeys([AUTOMATIC, *best, *WITH_RADIUS]))
         if unknown := set(arguments.methods or ()) - set(every):
             raise SystemExit(f"--methods {' '.join(sorted(unknown))}: expected some of {' '.join(every)}")
         for images in sets:
@@ -267,7 +267,7 @@ def main() -> None:
         for cell, found in screen.stored(CELLS, [*BASELINES, *CONTEXT]).items()
         for method, psnr in found.items()
     ]
-    rows += table([images.stored(CELLS, [AUTOMATIC, *best, *WITH_RADIUS, *CONTEXT]) for images in sets], best)
+    rows += table([images.stored(CELLS, [AUTOMATIC, *best, *WITH_RADIUS]) for images in sets], best)
     if not rows:
         raise SystemExit(f"{arguments.cache}: holds no results of these images, settings and version yet")
     if edges := beyond(rows):

@@ -49,9 +49,8 @@ class PosteriorSamples(pl.Callback):
         self.pictures: list[Tensor] = []
         """Images ``(B, C, H, W)`` of some samples, in [-1, 1] (not clipped), on the CPU."""
         self._images = Moments()
-        self._halves: dict[
-            str, tuple[Moments, Moments]
-        ] = {}  # of each variable, at every step from the first sample on
+        self._halves: dict[str, tuple[Moments, Moments]] = {}
+        """Of each variable, at every step from the first sample on."""
 
     @property
     def count(self) -> int:
