@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker, missing in REQUIREMENTS.items():
         if item.get_closest_marker(marker) and (reason := missing()):
             pytest.skip(reason)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test with the mark ``few(n)`` n cases are run by default, evenly spaced; the others are slow."""
+    tests: dict[tuple[Path, str], list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("few") and not item.get_closest_marker("slow"):
+            tests[item.path, item.name.partition("[")[0]].append(item)
+    for cases in tests.values():
+        (few,) = cases[0].iter_markers("few")
+        count = few.args[0]
+        chosen = {index * len(cases) // count for index in range(count)}
+        for index, case in enumerate(cases):
+            if index not in chosen:
+                case.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -433,6 +433,7 @@ ELSEWHERE = {"full disk", "out of memory"}
 """Tested below, on a small tmpfs and with little memory."""
 
 
+@pytest.mark.few(20)
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ELSEWHERE])
 def test_accepted_by_a_stated_rule_or_refused_in_one_line(
     name: str, ilo: WarmCommand, checkpoint: Path, tmp_path: Path

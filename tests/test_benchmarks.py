@@ -64,7 +64,7 @@ def test_a_limit_that_is_missed_is_said_and_is_the_exit_code(
 @pytest.mark.slow
 def test_quality(repository: Path, tmp_path: Path):
     images = write_images(tmp_path / "noise.npz", 2)
-    small = ["--override", "method.steps=[1,1,1,1]", "baseline.steps=[4]", "data.batch_size=1"]
+    small = ["--evaluations=40", "--override", "data.batch_size=1"]
     record = run("quality.py", f"--images={images}", *small, repository=repository, json_path=tmp_path / "q.json")
     tasks = ("inpainting_box", "random_pixels_10", "super_resolution_x4", "denoising_0.2", "circulant_10")
     assert {row["case"] for row in record["rows"]} == {f"noise/{task}" for task in tasks}

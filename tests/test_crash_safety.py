@@ -103,12 +103,12 @@ def shell_code(done: subprocess.CompletedProcess[str]) -> int:
 
 @pytest.mark.parametrize("when", ["any time", "a write"])
 def test_killed_again_and_again(when: str, run: Run, tmp_path: Path):
-    """Thirty kills at random times, and thirty right before the file system is asked for something. Each restart goes
+    """Fifteen kills at random times, and fifteen right before the file system is asked for something. Each restart goes
     on from what is there; whenever one comes to the end, the next begins anew."""
     rng = random.Random(when)
     folder = tmp_path / "run"
     kills = ends = halves = 0
-    while kills < 30:
+    while kills < 15:
         with run.timed(folder):
             process = run.start(folder, **({"die_at": rng.randint(1, WRITES)} if when == "a write" else {}))
             if when == "any time":
@@ -138,7 +138,7 @@ def test_asked_to_stop_again_and_again(signum: signal.Signals, code: int, run: R
     rng = random.Random(int(signum))
     folder = tmp_path / "run"
     stops, slowest = 0, 0.0
-    while stops < 10:
+    while stops < 6:
         with run.timed(folder):
             process = run.start(folder)
             time.sleep(rng.uniform(0.05, 1) * run.seconds)

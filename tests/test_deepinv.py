@@ -84,6 +84,7 @@ def theirs(physics: Any, x: Tensor) -> Tensor:
 # --- physics as operators -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", ALL)
 def test_a_is_deepinv_s_own(name: str):
     x, physics = images(), ALL[name]().to(torch.float32) if name == "Saturating" else ALL[name]()
@@ -106,6 +107,7 @@ def test_the_adjoint_is_deepinv_s_own(name: str):
     torch.testing.assert_close(operator.adjoint(y), physics.A_adjoint(y), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("intensities", [False, True])
 @pytest.mark.parametrize("name", ALL)
 def test_obeys_the_laws_of_operators(name: str, intensities: bool):
@@ -116,6 +118,7 @@ def test_obeys_the_laws_of_operators(name: str, intensities: bool):
     rehearse_operator(build(), images(1))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", ALL)
 def test_a_has_one_fingerprint_in_every_precision_and_its_owner_s_physics_is_left_alone(name: str):
     physics = ALL[name]()

@@ -77,6 +77,7 @@ def test_solves_on_the_trainer_s_device(name: str):
     assert_close(result, run(METHODS[name], elsewhere=False))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("step", [1, 4, 6, 11])
 def test_resumes_on_the_trainer_s_device(step: int, tmp_path: Path):
     """A checkpoint's tensors come back on the CPU, whatever device they were saved from."""

@@ -54,6 +54,7 @@ def test_the_command_line_chooses_among_the_grids():
     assert [words[-1] for words in grids({}, methods, ["method@baseline=csgm"])] == ["method@baseline=csgm"] * 2
 
 
+@pytest.mark.slow
 def test_an_option_that_some_grids_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """And a misspelt one, which none has."""
     common = ["experiment=figure2_curves", "method=csgm_mse", "method.evaluations=1", "trainer=cpu"]

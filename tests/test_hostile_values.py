@@ -1,4 +1,7 @@
-"""Every option of the configuration with values that somebody may type: a run, a fault, or one line that names it."""
+"""Every option of the configuration with values that somebody may type: a run, a fault, or one line that names it.
+
+Each is tried with half of the values, one half or the other in turns.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,8 @@ def with_value(config: DictConfig, key: str, value: str) -> DictConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
-def test_no_value_ends_in_a_traceback(task: str, checkpoint: Path, tmp_path: Path, capfd):
+@pytest.mark.parametrize(("task", "part"), [("inpainting", 1), ("inpainting", 2), *((task, 0) for task in TASKS)])
+def test_no_value_ends_in_a_traceback(task: str, part: int, checkpoint: Path, tmp_path: Path, capfd):
     given = ["generator=stylegan2", f"generator.checkpoint={checkpoint}", *QUICK, *TASKS[task]]
     tried = refused = 0
     with initialize_config_module("ilo_lightning.conf", version_base="1.3"):
@@ -58,8 +61,10 @@ def test_no_value_ends_in_a_traceback(task: str, checkpoint: Path, tmp_path: Pat
             keys = [f"baseline.{name}" for name in ("name", "layers", "steps", "lr", "free", "radius", "data_fit.mse")]
         elif task != "inpainting":
             keys = [key for key in keys if key.startswith("task.")]
-        for key in keys:
-            for value in VALUES:
+        for index, key in enumerate(keys):
+            if task == "inpainting" and index % 3 != part:
+                continue
+            for value in VALUES[index // 3 % 2 :: 2]:
                 try:
                     config = (
                         with_value(base, key, value) if "." in key else compose("config", [*given, f"++{key}={value}"])

@@ -26,6 +26,7 @@ def measured(checkpoint: Path, pictures: Path, folder: Path, *more: str) -> list
     return arguments(checkpoint, pictures, folder, "data.mode=measured", *more)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "task",
     [

@@ -54,6 +54,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(("given", "why"), REFUSED, ids=lambda it: it[1] if isinstance(it, list) else "")
 def test_what_can_t_work_is_refused_in_one_line(
     given: list[str], why: str, checkpoint: Path, pictures: Path, tmp_path: Path, capfd

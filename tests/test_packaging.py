@@ -72,6 +72,7 @@ def test_every_public_name_is_there(repository: Path) -> None:
     assert run(sys.executable, "-c", code, cwd=repository).split() == []
 
 
+@pytest.mark.slow
 def test_solve_is_the_function_however_it_is_imported(repository: Path) -> None:
     code = "import ilo_lightning.solve as it; from ilo_lightning import solve; print(it is solve, callable(it))"
     assert run(sys.executable, "-c", code, cwd=repository).split() == ["True", "True"]

@@ -74,6 +74,7 @@ SCHEDULES = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_kill_at_every_step_changes_nothing(name: str, tmp_path: Path):
     method = SCHEDULES[name]

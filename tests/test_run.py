@@ -230,6 +230,7 @@ def test_a_stopped_process_goes_on_where_it_was(
     assert comparable(rows_of(tmp_path)) == uninterrupted
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

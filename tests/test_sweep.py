@@ -216,6 +216,7 @@ def test_touched_files_are_looked_at(checkpoint: Path, pictures: Path, tmp_path:
     assert {name: comparable(rows_of(folder_of(folder, name))) for name in before} == before
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("gone", "code", "words"),
     [
@@ -307,6 +308,7 @@ def test_a_sweep_that_can_t_begin(
     assert not list(tmp_path.rglob("batches"))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -99,6 +99,7 @@ WRAPPINGS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 }
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_state_dict_is_found_wherever_it_is(wrapping: str, zipped: bool, tmp_path: Path, capsys):

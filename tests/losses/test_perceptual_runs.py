@@ -100,6 +100,7 @@ def test_measured_first_and_scored_later(tmp_path: Path):
     assert float(values["residual"]) == pytest.approx(row["metrics"]["residual"])
 
 
+@pytest.mark.slow
 def test_a_trunk_of_one_s_own_by_its_path(tmp_path: Path):
     """Random weights will do; what counts in a run's identity is what the file holds, not where it lies."""
     torch.manual_seed(0)

@@ -223,6 +223,7 @@ def test_the_global_generator_is_left_alone(plain: Path):
 # Their weights
 
 
+@pytest.mark.slow
 def test_every_container_of_a_state_dict(plain: Path, tmp_path: Path):
     state = torch.load(plain, weights_only=True)
     save_file(state, tmp_path / "own.safetensors")
@@ -263,6 +264,7 @@ def robust(path: Path, prefix: str = "module.", key: str = "model", attacked: bo
     return net
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("attacked", [True, False])
 @pytest.mark.parametrize(("prefix", "key"), [("module.", "model"), ("", "state_dict")])
 def test_a_robust_network_comes_with_its_normaliser(prefix: str, key: str, attacked: bool, tmp_path: Path):

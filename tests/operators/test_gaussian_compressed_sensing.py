@@ -42,6 +42,7 @@ def test_more_measurements_contain_the_rows_of_fewer():
     torch.testing.assert_close(matrix(few) * 20**0.5, matrix(many)[:20] * 300**0.5)
 
 
+@pytest.mark.slow
 def test_gradients_of_both_orders_without_a_stored_matrix():
     operator = GaussianCompressedSensing((1, 3, 3), measurements=4, max_bytes=0)
     x = torch.randn(2, 1, 3, 3, dtype=torch.float64, requires_grad=True)

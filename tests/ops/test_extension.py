@@ -113,6 +113,7 @@ def test_waiting_for_a_stuck_builder_ends(short: Path, cache: Path, monkeypatch:
     assert extension.build("cpu").is_file()
 
 
+@pytest.mark.slow
 def test_nothing_is_built_unasked(tmp_path: Path):
     """Not on import, not for help, not for tensors that are not worth it."""
     code = (
