@@ -129,10 +129,11 @@ def write_image(
 
 def _say_unmixed(name: str, rhat: float) -> None:
     """1.1 is what Bayesian Data Analysis, §11.5, asks for: here about five independent samples in each half."""
-    if not rhat <= 1.1:
+    if rhat > 1.1:
         print(
             f"image {name}: the chain has not mixed, so that its deviation says little of the posterior's: its split "
-            f"R-hat is {rhat:.3g}, where 1.1 or less would be usual; raise the last of method.steps",
+            f"R-hat is {rhat:.3g}, where 1.1 or less would be usual; raise the last of method.lr while the chain stays "
+            f"stable, and the last of method.steps",
             file=sys.stderr,
         )
 

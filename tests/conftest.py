@@ -66,8 +66,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test with the mark ``few(n)`` n cases are run by default, evenly spaced; the others are slow."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a test with the mark ``few(n)`` n cases are run by default, evenly spaced; the others are slow. Who names a
+    case gets it."""
+    if any("[" in str(argument) for argument in config.args):
+        return
     tests: dict[tuple[Path, str], list[pytest.Item]] = defaultdict(list)
     for item in items:
         if item.get_closest_marker("few") and not item.get_closest_marker("slow"):

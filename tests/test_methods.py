@@ -707,6 +707,14 @@ def test_langevin_samples_the_posterior_of_a_linear_gaussian_problem():
     assert late is not None and late.rhat.item() > 1.5
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_too_few_steps_say_nothing_of_a_chain(steps: int):
+    generator, operator, measurement = problem(2)
+    few = method("langevin", steps=[1, steps], sigma=0.5, samples=steps, burn_in=0.0)
+    posterior = solve(generator, operator, measurement, few, ["a", "b"]).posterior
+    assert posterior is not None and posterior.count == steps and posterior.rhat.isnan().tolist() == [True, True]
+
+
 def test_langevin_below_the_codes_samples_the_ball():
     """Uniform in an l1 ball around where the stage begins, times the likelihood: against importance sampling."""
     torch.manual_seed(0)

@@ -73,13 +73,15 @@ class PosteriorSamples(pl.Callback):
         from the first sample on are cut into two halves: by how much its deviation may fall short of what a longer
         chain's would be. Variances are summed over the coordinates of a variable; of several variables, the largest.
         About 1 for a chain that has arrived and mixed, which nothing can prove; NaN where a half has less than two
-        steps."""
+        steps, or was broken off."""
         ratios = []
         for first, second in self._halves.values():
             n = first.count
+            if not n == second.count > 1:
+                return torch.full((len(self.mean),), torch.nan)
             within = (first.variance + second.variance).flatten(1).sum(1) / 2
             between = (torch.as_tensor(first.mean) - torch.as_tensor(second.mean)).square().flatten(1).sum(1) / 2
-            ratios.append((n - 1) / n + between / within if n > 1 else torch.full_like(within, torch.nan))
+            ratios.append((n - 1) / n + between / within)
         return torch.stack(ratios).sqrt().amax(0).cpu()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: InverseProblem) -> None:

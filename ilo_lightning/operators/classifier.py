@@ -209,7 +209,7 @@ def _check_name(network: object) -> None:
         from torchvision import models
 
         names = models.list_models(module=models)
-        known, source = network in names, "torchvision.models.list_models(), or timm:NAME"
+        known, source = network in names, "torchvision.models.list_models(torchvision.models), or timm:NAME"
     if not known:
         near = ", ".join(get_close_matches(network.removeprefix("timm:"), names, n=3))
         raise ValueError(f"{field}: no such network; {f'near: {near}' if near else f'one of {source}'}")

@@ -137,7 +137,7 @@ def test_a_point_carries_only_what_still_has_an_effect(options: dict):
             assert tensor.grad is not None and tensor.grad.flatten(2).abs().sum(-1).min() > 0, (layer, name)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("architecture", ["skip", "resnet"])
 @pytest.mark.parametrize("layer", [0, 1])
 def test_derivatives_agree_with_finite_differences(architecture: str, layer: int):

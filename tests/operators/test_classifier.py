@@ -264,7 +264,7 @@ def robust(path: Path, prefix: str = "module.", key: str = "model", attacked: bo
     return net
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("attacked", [True, False])
 @pytest.mark.parametrize(("prefix", "key"), [("module.", "model"), ("", "state_dict")])
 def test_a_robust_network_comes_with_its_normaliser(prefix: str, key: str, attacked: bool, tmp_path: Path):
